@@ -1,0 +1,74 @@
+"""What makes sessions: the type, and the checks on what a user passes for it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Protocol
+
+from sqlalchemy.orm import Session
+from typing_extensions import TypeVar
+
+S = TypeVar("S", bound=Session, default=Session)
+S_co = TypeVar("S_co", bound=Session, default=Session, covariant=True)
+
+
+class SessionFactory(Protocol[S_co]):
+    """Any callable that makes a :class:`~sqlalchemy.orm.Session`.
+
+    A :class:`~sqlalchemy.orm.sessionmaker`, a ``Session`` subclass, a function, a
+    lambda, a bound method and a :func:`functools.partial` all fit.
+    """
+
+    def __call__(self) -> S_co:
+        """Make a session.
+
+        :return: a new session each time. Contexts that are handed the same session
+            share its objects and its transaction, and the first that ends closes it.
+        """
+        ...
+
+
+def check_callable(factory: object) -> None:
+    """Refuse what can make no session.
+
+    :raises TypeError: when the factory is not callable.
+    """
+    if not callable(factory):
+        raise TypeError(
+            f"A session factory is called to make each session, but {factory!r} is "
+            "not callable. Pass 'sessionmaker(engine)', a Session subclass or a "
+            "function that returns a new Session."
+        )
+
+
+def check_keywords(factory: object, keywords: dict[str, object]) -> None:
+    """Refuse keyword arguments that a factory does not take.
+
+    :raises TypeError: when it takes fewer.
+    """
+    assert callable(factory)
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # some built-ins tell none
+        return
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise TypeError(
+            f"session(**keywords) passes its keyword arguments to the session "
+            f"factory, but {factory!r} does not take them: {error}. Use a "
+            "sessionmaker, or let the factory accept them."
+        ) from None
+
+
+def check_session(session: object, factory: object) -> None:
+    """Refuse what is no session.
+
+    :raises TypeError: when a factory made something else.
+    """
+    if not isinstance(session, Session):
+        raise TypeError(
+            f"A session factory must return a sqlalchemy.orm.Session, but {factory!r} "
+            f"returned {session!r}. Pass 'sessionmaker(engine)', a Session subclass "
+            "or a function that returns a new Session."
+        )

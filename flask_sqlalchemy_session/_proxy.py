@@ -1,0 +1,65 @@
+"""`current_session`: the current application's default session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from sqlalchemy.orm import Session
+from werkzeug.local import LocalProxy
+
+from ._scope import current_owner
+from ._session import EXTENSION, FlaskScopedSession
+
+# What 1.1's `current_session` had from the scoped session that it stood for.
+_SCOPED = frozenset(
+    {"configure", "query_property", "registry", "remove", "session_factory"}
+)
+
+
+def _default() -> FlaskScopedSession[Session]:
+    return cast(
+        "FlaskScopedSession[Session]",  # all that `init_app` puts there
+        current_owner(EXTENSION, "default"),
+    )
+
+
+def _default_session() -> Session:
+    return _default().registry()
+
+
+class CurrentSession(LocalProxy[Session]):
+    """A proxy to the session that also answers to what 1.1's users wrote.
+
+    Type checkers see a plain :class:`~sqlalchemy.orm.Session`.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, **kw: object) -> Session:
+            return _default()(**kw)
+
+        def __getattr__(self, name: str) -> object:
+            target = _default() if name in _SCOPED else self._get_current_object()
+            return getattr(target, name)
+
+        def __dir__(self) -> list[str]:
+            return dir(self._get_current_object() if self else Session)
+
+
+# The proxy stands for a session in every way that the type promises.
+current_session = cast("Session", CurrentSession(_default_session))
+"""The current application context's session.
+
+A proxy, in the manner of :data:`flask.g`: import it anywhere, and each use reaches
+the session that the current context has under the name ``"default"``, made on first
+use and closed when the context ends. It stands for the session itself, so that
+``isinstance(current_session, Session)`` holds and ``with current_session.begin():``
+works.
+
+Any use raises a :exc:`RuntimeError` outside an application context, and one that is
+an :exc:`AttributeError` too when the application was not set up with a
+:class:`FlaskScopedSession`. For a proxy typed as your own ``Session`` subclass, or
+for another name, see :attr:`FlaskScopedSession.proxy`.
+"""

