@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from contextlib import ExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
@@ -72,17 +71,19 @@ class Scope:
     def release(self) -> None:
         """Remove every session, whichever of them fails, then raise what failed."""
         self.torn_down = True
-        with ExitStack() as stack:
-            stack.callback(self.close)  # runs last, for what a `remove` left or made
-            for registry in self.sessions:
-                stack.callback(registry.owner.remove)
+        try:
+            _remove_each([registry.owner for registry in self.sessions])
+        finally:
+            self.close()  # what a `remove` left or made
 
     def close(self) -> None:
         """Close what is here without asking the owners' `remove`."""
-        with ExitStack() as stack:
-            while self.sessions:
-                registry, session = self.sessions.popitem()
-                stack.callback(registry.close_session, session)
+        if self.sessions:
+            registry, session = self.sessions.popitem()
+            try:
+                registry.close_session(session)
+            finally:
+                self.close()
 
     def __del__(self) -> None:
         if not self.sessions:
@@ -106,6 +107,14 @@ class Scope:
             )
         finally:
             self.close()
+
+
+def _remove_each(owners: list[Owner]) -> None:
+    if owners:
+        try:
+            owners.pop().remove()
+        finally:
+            _remove_each(owners)
 
 
 _live_scopes: WeakSet[Scope] = WeakSet()

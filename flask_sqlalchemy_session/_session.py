@@ -13,7 +13,7 @@ from ._scope import ContextRegistry, register
 
 if TYPE_CHECKING:
     from flask import Flask
-    from sqlalchemy.orm import sessionmaker
+    from sqlalchemy.orm import SessionTransaction, sessionmaker
 
 EXTENSION = "sqlalchemy_session"
 
@@ -38,11 +38,23 @@ class SessionRegistry(ContextRegistry[S]):
         try:
             session.close()
         except BaseException:
-            # `close` stops at the first connection that fails. The others would
-            # stay checked out, in a transaction, until they are collected.
+            # It stopped at the first connection that failed. The others would stay
+            # checked out, in a transaction, until they are collected.
             if transaction is not None:
-                transaction.close(invalidate=True)
+                _close_transaction(transaction)
             raise
+
+
+def _close_transaction(transaction: SessionTransaction) -> None:
+    """Give back every connection of a transaction that could not be closed whole."""
+    # A failed attempt ends one connection's transaction, so that the next gets
+    # further. The bound is for a listener that raises for ever.
+    for _ in range(100):
+        try:
+            transaction.close()
+        except BaseException:  # noqa: BLE001, S112  # the first failure is the one to tell
+            continue
+        return
 
 
 class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
