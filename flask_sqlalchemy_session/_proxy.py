@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.orm import Session
-from werkzeug.local import LocalProxy
 
 from ._scope import current_owner
-from ._session import EXTENSION, FlaskScopedSession
+from ._session import EXTENSION, FlaskScopedSession, SessionProxy
 
 # What 1.1's `current_session` had from the scoped session that it stood for.
 _SCOPED = frozenset(
@@ -27,10 +26,12 @@ def _default_session() -> Session:
     return _default().registry()
 
 
-class CurrentSession(LocalProxy[Session]):
-    """A proxy to the session that also answers to what 1.1's users wrote.
+class CurrentSession(SessionProxy[Session]):
+    """Stands for the session named ``"default"`` of the current application context.
 
-    Type checkers see a plain :class:`~sqlalchemy.orm.Session`.
+    It has every attribute of that session, which ``help(Session)`` describes, and
+    those by which version 1.1's users reached the scoped session. Any use outside an
+    application context raises a :exc:`RuntimeError`.
     """
 
     __slots__ = ()
@@ -44,12 +45,10 @@ class CurrentSession(LocalProxy[Session]):
             target = _default() if name in _SCOPED else self._get_current_object()
             return getattr(target, name)
 
-        def __dir__(self) -> list[str]:
-            return dir(self._get_current_object() if self else Session)
 
-
-# The proxy stands for a session in every way that the type promises.
-current_session = cast("Session", CurrentSession(_default_session))
+# The proxy stands for a session in every way that the type promises. Editors that do
+# not look into a cast read the annotation.
+current_session: Session = cast("Session", CurrentSession(_default_session))
 """The current application context's session.
 
 A proxy, in the manner of :data:`flask.g`: import it anywhere, and each use reaches

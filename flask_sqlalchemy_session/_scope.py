@@ -11,12 +11,12 @@ import gc
 import os
 import warnings
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 from weakref import WeakSet
 
 from flask.globals import app_ctx
 from sqlalchemy.util import ScopedRegistry
-from werkzeug.local import LocalProxy
+from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Flask types the proxy as the context that it stands for; Werkzeug documents this
-# method as the way from the one to the other.
-_current_context: Callable[[], AppContext] = app_ctx._get_current_object  # type: ignore[attr-defined]
+# Werkzeug documents this method as the way from a proxy to what it stands for.
+_current_context: Callable[[], AppContext] = getattr(app_ctx, "_get_current_object")  # noqa: B009  # Flask types the proxy as the context itself, without it
 
 
-class ScopeError(RuntimeError, AttributeError):
+class ScopeError(RuntimeError, AttributeError):  # pyright: ignore[reportUnsafeMultipleInheritance]  # basedpyright's rule; neither has more to initialise than the other
     """There is no session here: no context, or an app that has none set up.
 
     A :exc:`RuntimeError`, as Flask raises outside a context. An
@@ -51,6 +50,9 @@ class Owner(Protocol):
     def remove(self) -> None: ...
 
 
+O = TypeVar("O", bound=Owner, default=Owner)  # noqa: E741  # short for the owner, as T is for the type
+
+
 class Scope:
     """The sessions of one application context.
 
@@ -64,7 +66,7 @@ class Scope:
     def __init__(self, app: Flask) -> None:
         self.app = app
         # Registries of sessions of any type share a scope.
-        self.sessions: dict[ContextRegistry[Any], Any] = {}
+        self.sessions: dict[ContextRegistry[Any, Any], Any] = {}
         self.torn_down = False
         _live_scopes.add(self)
 
@@ -180,12 +182,12 @@ def _find_scope() -> Scope | None:
     return scope
 
 
-class ContextRegistry(ScopedRegistry[T]):
+class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
     """Keeps a scoped session object's session in the scope of the current context."""
 
     __slots__ = ("extension", "owner")
 
-    def __init__(self, owner: Owner, extension: str) -> None:
+    def __init__(self, owner: O, extension: str) -> None:
         super().__init__(self.make_session, current_context)
         self.owner = owner
         self.extension = extension
@@ -255,8 +257,7 @@ def register(owner: Owner, app: Flask, extension: str) -> None:
 
     :raises RuntimeError: when the application has another owner of that name.
     """
-    if isinstance(app, LocalProxy):  # `current_app`
-        app = app._get_current_object()
+    app = _unproxied(app)
     owners: dict[str, Owner] = app.extensions.get(extension, {})
     if owners.get(owner.name, owner) is not owner:
         raise RuntimeError(
@@ -273,6 +274,12 @@ def register(owner: Owner, app: Flask, extension: str) -> None:
             app, app.do_teardown_appcontext
         )
     owners[owner.name] = owner
+
+
+def _unproxied(app: Flask) -> Flask:
+    """Return the application itself, also where `current_app` is passed for it."""
+    current: Callable[[], Flask] | None = getattr(app, "_get_current_object", None)
+    return app if current is None else current()
 
 
 def _releasing(app: Flask, teardown: Callable[P, None]) -> Callable[P, None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, cast
 
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import Session
 from werkzeug.local import LocalProxy
 
 from ._factory import S, SessionFactory, check_callable, check_keywords, check_session
@@ -14,16 +15,15 @@ from ._scope import ContextRegistry, register
 if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy.orm import SessionTransaction, sessionmaker
+    from sqlalchemy.util import ScopedRegistry
 
 EXTENSION = "sqlalchemy_session"
 
 
-class SessionRegistry(ContextRegistry[S]):
+class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
     """Makes and closes the sessions of a `FlaskScopedSession`."""
 
     __slots__ = ()
-
-    owner: FlaskScopedSession[S]
 
     def make_session(self, **kw: object) -> S:
         factory = self.owner.session_factory
@@ -57,6 +57,27 @@ def _close_transaction(transaction: SessionTransaction) -> None:
         return
 
 
+class SessionProxy(LocalProxy[S]):
+    """Stands for the session of the current application context.
+
+    It has every attribute of that session, which ``help(Session)`` describes. Any use
+    outside an application context raises a :exc:`RuntimeError`. See
+    :data:`flask_sqlalchemy_session.current_session` and
+    :attr:`flask_sqlalchemy_session.FlaskScopedSession.proxy`.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __dir__(self) -> list[str]:
+            # Without a context `LocalProxy` would offer a shell nothing to complete.
+            try:
+                return dir(self._get_current_object())
+            except RuntimeError:
+                return dir(Session)
+
+
 class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
     """One session for each application context.
 
@@ -83,8 +104,6 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
     :exc:`TypeError` when the factory returns something other than a ``Session``.
     """
 
-    registry: SessionRegistry[S]
-
     def __init__(
         self,
         session_factory: SessionFactory[S],
@@ -96,9 +115,11 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
         # SQLAlchemy's annotation is narrower than what its documentation allows:
         # it calls the factory, and only `configure` needs a sessionmaker.
         super().__init__(cast("sessionmaker[S]", session_factory))
-        self.registry = SessionRegistry(self, EXTENSION)
+        self._registry = SessionRegistry[S](self, EXTENSION)
+        self.registry: ScopedRegistry[S] = self._registry
         self._name = name
-        self._proxy = cast("S", LocalProxy(self.registry))
+        # The proxy stands for the session in every way that its type promises.
+        self._proxy = cast("S", SessionProxy(self._registry))
         if app is not None:
             self.init_app(app)
 
@@ -160,7 +181,7 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
                 "can't pass keyword arguments to the factory. Pass them on first "
                 "use, or call session.remove() before."
             )
-        return self.registry.open(**kw)
+        return self._registry.open(**kw)
 
     def configure(self, **kwargs: object) -> None:
         """Change what the factory gives to the sessions that it makes from now on.
@@ -188,9 +209,9 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
         Whatever closing raises is raised, after every connection of the session was
         given back.
         """
-        session = self.registry.pop()
+        session = self._registry.pop()
         if session is not None:
-            self.registry.close_session(session)
+            self._registry.close_session(session)
 
     # Hidden from type checkers, to which either would make any name acceptable.
     if not TYPE_CHECKING:
