@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import event
+import pytest
+from sqlalchemy import QueuePool, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+
+many_connections = pytest.mark.parametrize(
+    "engine", ["sqlite-file", "postgresql"], indirect=True
+)
+"""Runs a test on each database that can be connected to more than once at a time."""
 
 
 class Base(DeclarativeBase):
@@ -29,12 +37,27 @@ class Held:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.count = 0
+        self.engine = engine
+        self._count = 0
         event.listen(engine, "checkout", self._checkout)
         event.listen(engine, "checkin", self._checkin)
 
+    @property
+    def count(self) -> int:
+        pool = self.engine.pool
+        if isinstance(pool, QueuePool):  # both counts must agree
+            assert pool.checkedout() == self._count
+        return self._count
+
     def _checkout(self, *_: object) -> None:
-        self.count += 1
+        self._count += 1
 
     def _checkin(self, *_: object) -> None:
-        self.count -= 1
+        self._count -= 1
+
+
+def use(session: Session) -> None:
+    """Take a connection, begin a transaction and leave marks of both."""
+    session.info["mark"] = True
+    session.add(User(name="mark"))
+    session.flush()
