@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,3 +67,12 @@ def ann(engine: Engine) -> User:
         session.commit()
         session.expunge_all()
     return user
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Turn the cyclic collector off, so that it can't release what we did not."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
