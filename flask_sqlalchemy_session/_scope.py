@@ -95,7 +95,8 @@ class Scope:
             "it was made after the context's teardown, by a thread that inherited "
             "the context or in a context that was pushed again and not popped"
             if self.torn_down
-            else "the context was never popped, or its 'g' was cleared"
+            else "the context was never popped, its 'g' was cleared, or the session "
+            "was first used after the teardown, by a thread that inherited the context"
         )
         try:
             warnings.warn(
