@@ -218,8 +218,9 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
 
         def __getattr__(self, name: str) -> object:
             # Private names are probes, by a shell or by `copy`, or belong to the
-            # session alone; none of them may make a session.
-            if name.startswith("_"):
+            # session alone; none of them may make a session. A property of the
+            # class comes here when it raised: it is the session that it lacks.
+            if name.startswith("_") and not hasattr(type(self), name):
                 raise AttributeError(
                     f"{type(self).__name__!r} object has no attribute {name!r}"
                 )
