@@ -48,10 +48,11 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
 def _close_transaction(transaction: SessionTransaction) -> None:
     """Give back every connection of a transaction that could not be closed whole."""
     # A failed attempt ends one connection's transaction, so that the next gets
-    # further. The bound is for a listener that raises for ever.
-    for _ in range(100):
+    # further. The bound is for a listener that raises for ever. The first attempt
+    # also keeps a connection that could not roll back from being used again.
+    for attempt in range(100):
         try:
-            transaction.close()
+            transaction.close(invalidate=attempt == 0)
         except BaseException:  # noqa: BLE001, S112  # the first failure is the one to tell
             continue
         return
