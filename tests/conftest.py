@@ -21,23 +21,37 @@ if TYPE_CHECKING:
 DATABASES = ["sqlite-memory", "sqlite-file", "postgresql"]
 
 
+@pytest.fixture
+def memory() -> Iterator[Engine]:
+    """An engine for what does not depend on the database."""
+    engine = memory_engine()
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+def memory_engine() -> Engine:
+    return create_engine(
+        "sqlite://",
+        poolclass=StaticPool,
+        connect_args={"check_same_thread": False},
+    )
+
+
 @pytest.fixture(params=DATABASES)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     """An engine with an empty `users` table, one run for each database."""
     match request.param:
         case "sqlite-memory":
-            engine = create_engine(
-                "sqlite://",
-                poolclass=StaticPool,
-                connect_args={"check_same_thread": False},
-            )
+            engine = memory_engine()
         case "sqlite-file":
             engine = create_engine(f"sqlite:///{tmp_path}/test.sqlite3")
         case _:
             engine = create_engine(request.getfixturevalue("postgresql_url"))
     Base.metadata.create_all(engine)
     yield engine
-    Base.metadata.drop_all(engine)
+    if request.param == "postgresql":
+        Base.metadata.drop_all(engine)
     engine.dispose()
 
 

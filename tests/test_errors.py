@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
     from .support import Held
 
+
+@pytest.fixture
+def engine(memory: Engine) -> Engine:
+    return memory
+
+
 NO_CONTEXT = (
     "There is no session outside an application context. Requests and CLI commands "
     "have one; elsewhere, open one: 'with app.app_context():'."
