@@ -80,12 +80,14 @@ class Scope:
 
     def close(self) -> None:
         """Close what is here without asking the owners' `remove`."""
-        if self.sessions:
+        try:
             registry, session = self.sessions.popitem()
-            try:
-                registry.close_session(session)
-            finally:
-                self.close()
+        except KeyError:
+            return
+        try:
+            registry.close_session(session)
+        finally:
+            self.close()
 
     def __del__(self) -> None:
         if not self.sessions:

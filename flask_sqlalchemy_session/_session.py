@@ -228,8 +228,9 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
             return getattr(self.registry(), name)
 
         def __setattr__(self, name: str, value: object) -> None:
-            # What landed here would hide the attribute of every later session.
-            if not (
+            # What landed here would hide the attribute of every later session. A
+            # subclass may keep attributes of its own, which type checkers know.
+            if type(self) is FlaskScopedSession and not (
                 name.startswith("_")
                 or name in ("registry", "session_factory")
                 or hasattr(type(self), name)

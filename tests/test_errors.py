@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 
@@ -315,6 +315,22 @@ def test_a_write_of_an_unknown_name_does_not_land_on_the_wrapper(
         if context:
             context.pop()
     assert vars(session) == before
+
+
+def test_a_subclass_keeps_attributes_of_its_own(app: Flask, engine: Engine) -> None:
+    class Audited(FlaskScopedSession[Session]):
+        def __init__(self, app: Flask) -> None:
+            super().__init__(sessionmaker(engine), app)
+            self.removed = 0
+
+        def remove(self) -> None:
+            self.removed += 1
+            super().remove()
+
+    audited = Audited(app)
+    with app.app_context():
+        audited()
+    assert audited.removed == 1
 
 
 def test_a_misspelt_name_is_an_attribute_error(
