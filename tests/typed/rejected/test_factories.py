@@ -178,11 +178,6 @@ def test_none_for_an_application() -> None:
         Scoped(Session).init_app(None)  # rejected: no application
 
 
-def test_an_application_where_the_factory_belongs(other: Flask) -> None:
-    with pytest.raises(TypeError):
-        Scoped(other, other)()  # rejected: an application
-
-
 def test_a_name_without_its_keyword(app: Flask) -> None:
     with pytest.raises(TypeError):
         Scoped(Session, app, "other")  # rejected: `name` is a keyword
