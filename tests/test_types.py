@@ -314,3 +314,18 @@ def test_a_checker_sees_the_names_that_are_there(completeness: dict[str, Any]) -
         seen = {each for each in exported if each.rpartition(".")[0] == name}
         assert seen == {f"{name}.{each}" for each in module.__all__}
         assert all(hasattr(module, each) for each in module.__all__)
+
+
+def test_every_public_member_has_a_docstring() -> None:
+    """What pyright does not count: properties."""
+    package = importlib.import_module(PACKAGE.name)
+    undocumented = [
+        f"{owner.__qualname__}.{name}"
+        for exported in package.__all__
+        if isinstance(class_ := getattr(package, exported), type)
+        for owner in class_.__mro__
+        if owner.__module__.startswith(PACKAGE.name)
+        for name, member in vars(owner).items()
+        if not name.startswith("_") and not (member.__doc__ or "").strip()
+    ]
+    assert not undocumented, "\n".join(undocumented)
