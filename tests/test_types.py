@@ -16,6 +16,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -329,3 +330,13 @@ def test_every_public_member_has_a_docstring() -> None:
         if not name.startswith("_") and not (member.__doc__ or "").strip()
     ]
     assert not undocumented, "\n".join(undocumented)
+
+
+def test_the_package_has_the_names_that_it_says_and_no_other() -> None:
+    package = importlib.import_module(PACKAGE.name)
+    there = {
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert there == set(package.__all__)
