@@ -221,7 +221,8 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
             # Private names are probes, by a shell or by `copy`, or belong to the
             # session alone; none of them may make a session. A property of the
             # class comes here when it raised: it is the session that it lacks.
-            if name.startswith("_") and not hasattr(type(self), name):
+            own = getattr(type(self), name, None)  # that of `type` too: `__name__`
+            if name.startswith("_") and not isinstance(own, property):
                 raise AttributeError(
                     f"{type(self).__name__!r} object has no attribute {name!r}"
                 )
