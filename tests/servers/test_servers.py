@@ -82,7 +82,7 @@ def run(
     worker: list[str],
     *,
     kill_every: int | None = 20,
-    operations: int = 600,
+    operations: int = 400,
     **environment: str,
 ) -> Run:
     """Drive a server, then count."""
@@ -157,7 +157,7 @@ def test_the_promises_hold_under_faults(
     assert result.traffic.counts["read: same"] > 50
     assert result.traffic.counts["stream: 200"] > 20
     assert result.traffic.counts["backends terminated"] > 10
-    assert result.server.said(PLANNED) > 2
+    assert result.server.said(PLANNED) > 1
     assert result.server.said(HUNG_UP) > 5
 
 

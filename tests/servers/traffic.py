@@ -83,7 +83,7 @@ class Traffic:
                 self._terminate_a_backend(random)
 
     def _request(self, method: str, path: str) -> tuple[int, str]:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=20)) as client:
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as client:
             client.request(method, path, headers={"Connection": "close"})
             response = client.getresponse()
             return response.status, response.read().decode()
@@ -119,7 +119,7 @@ class Traffic:
         return f"stream: {status}"
 
     def _hang_up(self, random: Random) -> str:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as client:
             client.sendall(b"GET /stream HTTP/1.1\r\nHost: ledger\r\n\r\n")
             client.recv(1 + random.randrange(30_000))
             # Without lingering, so that the server's next write fails.
