@@ -13,6 +13,8 @@ from ._forwarded import ForwardingScopedSession
 from ._scope import ContextRegistry, register
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flask import Flask
     from sqlalchemy.orm import SessionTransaction, sessionmaker
     from sqlalchemy.util import ScopedRegistry
@@ -23,7 +25,14 @@ EXTENSION = "sqlalchemy_session"
 class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
     """Makes and closes the sessions of a `FlaskScopedSession`."""
 
-    __slots__ = ()
+    __slots__ = ("prepare",)
+
+    prepare: Callable[[Session], None] | None
+    """Is given each session before its first use, while tests isolate them."""
+
+    def __init__(self, owner: FlaskScopedSession[S], extension: str) -> None:
+        super().__init__(owner, extension)
+        self.prepare = None
 
     def make_session(self, **kw: object) -> S:
         factory = self.owner.session_factory
@@ -31,6 +40,8 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
             check_keywords(factory, kw)
         session = factory(**kw)
         check_session(session, factory)
+        if self.prepare is not None:
+            self.prepare(session)
         return session
 
     def close_session(self, session: S) -> None:
