@@ -1,0 +1,269 @@
+"""Rollback isolation for an application's tests."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection
+
+from ._savepoints import IsolationError, SharedConnection, StandIn
+from ._session import SessionRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+R = TypeVar("R")
+
+__all__ = ["Isolatable", "Isolation", "IsolationError", "isolate"]
+
+
+class Isolatable(Protocol):
+    """A :class:`.FlaskScopedSession`, whatever the type of its sessions."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def registry(self) -> object: ...
+    def commit(self) -> None: ...
+    def remove(self) -> None: ...
+
+
+class Isolation:
+    """What :func:`isolate` returns: a context manager and decorator."""
+
+    def __init__(self, sessions: tuple[Isolatable, ...]) -> None:
+        self._scoped = sessions
+        self._registries = [_registry_of(session) for session in sessions]
+        self._lock = RLock()
+        self._shared: list[SharedConnection] = []
+        # The sessions made in the block, with the attributes that they had.
+        self._prepared: WeakKeyDictionary[Session, dict[str, Any]] = WeakKeyDictionary()
+
+    def __enter__(self) -> None:
+        """Begin the block. The database is not touched before a session is used.
+
+        :raises RuntimeError: when one of the objects is isolated already, is given
+            twice, or has a session in the current context.
+        """
+        for scoped, registry in zip(self._scoped, self._registries, strict=True):
+            if registry.prepare is not None or self._registries.count(registry) > 1:
+                raise RuntimeError(
+                    f"The session named {scoped.name!r} is isolated already. One "
+                    "isolate() serves all that happens inside it; leave out the other."
+                )
+            if registry.has():
+                raise RuntimeError(
+                    f"The session named {scoped.name!r} is open in the current "
+                    "context, with a connection that isolate() can't roll back. "
+                    "Enter the block before the context, or call 'session.remove()' "
+                    "first."
+                )
+        for registry in self._registries:
+            registry.prepare = self._prepare
+
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the sessions made in the block and roll everything back.
+
+        Each engine gets its pool, and each pool its connection back, whatever fails.
+
+        :raises IsolationError: when the block had to refuse something and the
+            refusal was swallowed; or when the transaction was ended by something
+            else, so that not all could be rolled back.
+        """
+        shared, self._shared = self._shared, []
+        with ExitStack() as stack:
+            for connection in shared:
+                stack.callback(connection.end)
+            for session, attributes in list(self._prepared.items()):
+                stack.callback(_restore, session, attributes)
+                stack.callback(session.close)
+            self._prepared.clear()
+            for scoped in self._scoped:
+                stack.callback(scoped.remove)
+            for registry in self._registries:
+                registry.prepare = None
+        for connection in shared:
+            if value is None and connection.refused is not None:
+                raise connection.refused
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Decorate a function, so that each call of it is a block.
+
+        :raises TypeError: when it is a class, a generator or a coroutine function,
+            whose body runs after the call. Write the ``with`` statement in it.
+        """
+        if (
+            isinstance(function, type)
+            or isgeneratorfunction(function)
+            or iscoroutinefunction(function)
+            or isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                f"isolate() decorates plain functions, but the body of {function!r} "
+                "runs after the call has returned. Write 'with isolate(session):' "
+                "inside it."
+            )
+
+        @wraps(function)
+        def isolated(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
+                return function(*args, **kwargs)
+
+        return isolated
+
+    def _prepare(self, session: Session) -> None:
+        """Let a new session's engines be taken over before it connects to them."""
+        if session in self._prepared:
+            return
+        if session.in_transaction():
+            session.close()
+            raise IsolationError(
+                "The session factory returned a session that is in a transaction "
+                "already, on a connection that isolate() can't roll back. Begin it "
+                "where the session is used."
+            )
+        get_bind, connection = session.get_bind, session.connection
+
+        def reaching_get_bind(*args: Any, **kwargs: Any) -> Engine | Connection:
+            return self._reach(get_bind(*args, **kwargs))
+
+        def reaching_connection(
+            bind_arguments: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+        ) -> Connection:
+            # `get_bind` is not asked about a bind that is named.
+            if bind_arguments and bind_arguments.get("bind") is not None:
+                self._reach(bind_arguments["bind"])
+            return connection(bind_arguments, *args, **kwargs)
+
+        attributes = vars(session)
+        replaced = {
+            "get_bind": reaching_get_bind,
+            "connection": reaching_connection,
+            "twophase": False,  # a transaction that is prepared can't be undone
+        }
+        self._prepared[session] = {
+            name: attributes[name] for name in replaced if name in attributes
+        }
+        attributes.update(replaced)
+
+    def _reach(self, bind: Engine | Connection) -> Engine | Connection:
+        """Take an engine over, if this is the first session to reach it."""
+        if isinstance(bind, Connection):
+            if not isinstance(bind.connection.dbapi_connection, StandIn):
+                raise IsolationError(
+                    "The session is bound to a connection that was opened outside "
+                    "isolate(), which can't roll it back. Bind the session to the "
+                    "engine."
+                )
+            return bind
+        with self._lock:
+            if not any(shared.pool.is_beneath(bind.pool) for shared in self._shared):
+                self._shared.append(SharedConnection(bind))
+        return bind
+
+
+def _registry_of(session: Isolatable) -> SessionRegistry[Any]:
+    registry = session.registry
+    if not isinstance(registry, SessionRegistry):
+        raise TypeError(
+            f"isolate() takes a FlaskScopedSession, or several, not {session!r}."
+        )
+    return registry
+
+
+def _restore(session: Session, attributes: dict[str, Any]) -> None:
+    """Take the isolation off a session."""
+    for name in ("get_bind", "connection", "twophase"):
+        vars(session).pop(name)
+    vars(session).update(attributes)
+
+
+def isolate(session: Isolatable, *more: Isolatable) -> Isolation:
+    """Roll back, at the end of a block, what is done through a session inside it.
+
+    For the tests of an application: its views commit, on a real database, and each
+    test leaves the database as it found it. What is committed in the block, in any
+    context and any request, is seen by the contexts that follow in it. No engine needs
+    naming: each is taken over when a session first reaches it, and given back at the
+    end. The tables have to be there before the block, or are rolled back with it.
+
+    A pytest fixture::
+
+        @pytest.fixture(autouse=True)
+        def isolated() -> Iterator[None]:
+            with isolate(session):
+                yield
+
+    A :class:`unittest.TestCase`::
+
+        class UserTest(unittest.TestCase):
+            def setUp(self) -> None:
+                block = ExitStack()
+                block.enter_context(isolate(session))
+                self.addCleanup(block.close)
+
+    A decorated function, each call of which is a block::
+
+        @isolate(session)
+        def test_a_user_is_stored() -> None:
+            with app.app_context():
+                session.add(User(name="ann"))
+                session.commit()
+            assert app.test_client().get("/users/1").status_code == 200
+
+    As there, test data is added in a context of its own, which ends before the
+    requests.
+
+    Inside the block an engine has one connection, in a transaction, and the
+    transactions of its sessions are savepoints of that. So
+
+    - sessions that are open at the same time, in nested contexts or in threads, see
+      what the others have written and not committed. Threads take turns, statement by
+      statement; but the connection of an SQLite database in memory, with its default
+      pool, can only be used in the thread that used it first.
+    - a session can't roll back what it wrote, nor be closed without a commit, once
+      another has written after it and before its end. That raises an
+      :exc:`IsolationError`, at once and again at the end of the block, and nothing is
+      lost. Sessions that have only read end as they like.
+    - an engine in AUTOCOMMIT keeps each statement, as it does otherwise, until the
+      block ends.
+    - all that uses such an engine is isolated, once a session has reached it: its
+      ``connect()`` and ``begin()`` too.
+    - what the database does only at a real commit is not done: deferred constraints are
+      not checked, notifications not sent. Sequences keep the numbers that they gave.
+      A database that commits by itself at DDL, as MySQL does, can't undo that.
+
+    A session made in the block and still open at its end is closed; it can be used
+    again and is not isolated any more. One that was made before the block, in another
+    context, should not be used inside it: what it has begun is not rolled back.
+
+    :param session: a :class:`.FlaskScopedSession`.
+    :param more: others, to be isolated in the same block.
+    :return: the context manager, which is a decorator for plain functions too. It can
+        be used again after the block.
+    :raises TypeError: when it is given anything else.
+
+    The block raises a :exc:`RuntimeError` on entry when one of the objects is isolated
+    already, or has a session in the current context. What can't be isolated raises an
+    :exc:`IsolationError` where it is tried: a session bound to a connection from
+    outside, a session that its factory returns in a transaction, a two-phase commit by
+    hand.
+    """
+    return Isolation((session, *more))
