@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import NullPool
 
@@ -156,8 +156,9 @@ class SharedConnection:
             "of the same driver connection that was open before the block."
         )
 
-    def _check_out(self) -> StandIn:
-        return StandIn(self)
+    def _check_out(self) -> DBAPIConnection:
+        # It has all that the protocol names, most of it by `__getattr__`.
+        return cast("DBAPIConnection", StandIn(self))
 
     def execute(self, statement: str) -> None:
         """Execute a statement of our own, that no event listener sees."""

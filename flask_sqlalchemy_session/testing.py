@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from typing_extensions import ParamSpec
 
-    P = ParamSpec("P")
+    _P = ParamSpec("_P")
 
-R = TypeVar("R")
+_R = TypeVar("_R")
 
 __all__ = ["Isolatable", "Isolation", "IsolationError", "isolate"]
 
@@ -33,11 +33,22 @@ class Isolatable(Protocol):
     """A :class:`.FlaskScopedSession`, whatever the type of its sessions."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name that it has on its application."""
+        ...
+
     @property
-    def registry(self) -> object: ...
-    def commit(self) -> None: ...
-    def remove(self) -> None: ...
+    def registry(self) -> object:
+        """What makes its sessions."""
+        ...
+
+    def commit(self) -> None:
+        """Commit the current context's session."""
+        ...
+
+    def remove(self) -> None:
+        """Close the current context's session."""
+        ...
 
 
 class Isolation:
@@ -87,7 +98,8 @@ class Isolation:
             refusal was swallowed; or when the transaction was ended by something
             else, so that not all could be rolled back.
         """
-        shared, self._shared = self._shared, []
+        shared = self._shared
+        self._shared = []
         with ExitStack() as stack:
             for connection in shared:
                 stack.callback(connection.end)
@@ -103,7 +115,7 @@ class Isolation:
             if value is None and connection.refused is not None:
                 raise connection.refused
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Decorate a function, so that each call of it is a block.
 
         :raises TypeError: when it is a class, a generator or a coroutine function,
@@ -122,7 +134,7 @@ class Isolation:
             )
 
         @wraps(function)
-        def isolated(*args: P.args, **kwargs: P.kwargs) -> R:
+        def isolated(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             with self:
                 return function(*args, **kwargs)
 
@@ -179,13 +191,14 @@ class Isolation:
         return bind
 
 
-def _registry_of(session: Isolatable) -> SessionRegistry[Any]:
-    registry = session.registry
-    if not isinstance(registry, SessionRegistry):
+def _registry_of(session: Isolatable) -> SessionRegistry[Session]:
+    # After `isinstance` pyright would hold it for a registry of unknown sessions.
+    if not issubclass(type(session.registry), SessionRegistry):
         raise TypeError(
             f"isolate() takes a FlaskScopedSession, or several, not {session!r}."
         )
-    return registry
+    # Whatever the type of its sessions, each is a `Session`.
+    return cast("SessionRegistry[Session]", session.registry)
 
 
 def _restore(session: Session, attributes: dict[str, Any]) -> None:
