@@ -34,10 +34,25 @@ NOT_PROGRAMS = {"sh", "text", "toml", "ini", "json"}
 
 # What a docstring may use without saying where it is from.
 PRELUDE = """
+import unittest
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
 from flask import Flask
 from flask_sqlalchemy_session import FlaskScopedSession
+from flask_sqlalchemy_session.testing import isolate
 from sqlalchemy import StaticPool, create_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+
+class Base(DeclarativeBase):
+    pass
+
+class User(Base):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
 app = Flask("shop")
 engine = create_engine("sqlite://", poolclass=StaticPool)
 session = FlaskScopedSession(sessionmaker(engine), app)
@@ -114,10 +129,10 @@ def blocks_in(docstring: str) -> list[str]:
 
 def programs_of_docstrings() -> list[Program]:
     return [
-        Program(module, docstring.lineno, f"{PRELUDE}{block}\n")
+        Program(module, docstring.lineno + index, f"{PRELUDE}{block}\n")
         for module in sorted(PACKAGE.rglob("*.py"))
         for docstring in docstrings_in(module)
-        for block in blocks_in(str(docstring.value))
+        for index, block in enumerate(blocks_in(str(docstring.value)))
     ]
 
 
