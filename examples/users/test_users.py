@@ -1,58 +1,51 @@
-"""The users application, over HTTP, on SQLite and on PostgreSQL."""
+"""The users application, over HTTP, on SQLite and on PostgreSQL.
+
+Its views commit, and every test leaves the database as it found it.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from threading import Barrier
 from typing import TYPE_CHECKING
 
 import pytest
-from flask import Flask
-from sqlalchemy import URL, Engine, create_engine, func, select
-from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy import URL, Engine
 
 from flask_sqlalchemy_session import current_session
+from flask_sqlalchemy_session.testing import isolate
 
-from . import create_app, sqlite_file
-from .models import FIRST_USERS, NAME_LENGTH, Base, User, create_tables
+from . import create_app
+from .models import FIRST_USERS, NAME_LENGTH, Base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flask import Flask
     from flask.testing import FlaskClient
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL | str]:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def app(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Flask]:
+    """The application, one for all tests on a database."""
     if request.param == "sqlite":
-        yield URL.create("sqlite", database=str(tmp_path / "users.sqlite3"))
-        return
-    url: str = request.getfixturevalue("postgresql_url")
-    yield url
-    engine = create_engine(url)
+        file = tmp_path_factory.mktemp("users") / "users.sqlite3"
+        url = URL.create("sqlite", database=str(file))
+    else:
+        url = request.getfixturevalue("postgresql_url")
+    app = create_app(url)
+    yield app
+    with app.app_context():
+        engine = current_session.get_bind()
+    assert isinstance(engine, Engine)
     Base.metadata.drop_all(engine)
     engine.dispose()
 
 
 @pytest.fixture
-def app(database_url: URL | str) -> Iterator[Flask]:
-    app = create_app(database_url)
-    yield app
-    dispose(app)
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
-
-def dispose(app: Flask) -> None:
-    with app.app_context():
-        engine = current_session.get_bind()
-    assert isinstance(engine, Engine)
-    engine.dispose()
+def client(app: Flask) -> Iterator[FlaskClient]:
+    with isolate(app.extensions["sqlalchemy_session"]["default"]):
+        yield app.test_client()
 
 
 def names(client: FlaskClient) -> list[str]:
@@ -61,15 +54,6 @@ def names(client: FlaskClient) -> list[str]:
 
 def test_the_first_start_seeds(client: FlaskClient) -> None:
     assert names(client) == FIRST_USERS
-
-
-def test_a_later_start_changes_nothing(
-    client: FlaskClient, database_url: URL | str
-) -> None:
-    client.post("/users", json={"name": "Dora"})
-    again = create_app(database_url)
-    assert names(again.test_client()) == [*FIRST_USERS, "Dora"]
-    dispose(again)
 
 
 def test_a_user_is_answered_as_json(client: FlaskClient) -> None:
@@ -146,76 +130,3 @@ def test_a_wrong_method_is_told_the_right_ones(client: FlaskClient) -> None:
     assert response.status_code == 405
     assert response.get_json()["error"]
     assert {"GET", "POST"} <= set(response.allow)
-
-
-def test_starts_at_once_seed_once(database_url: URL | str) -> None:
-    starts = 8
-    together = Barrier(starts)
-
-    def start(engine: Engine) -> None:
-        together.wait()
-        create_tables(engine)
-
-    engines = [create_engine(database_url) for _ in range(starts)]
-    with ThreadPoolExecutor(starts) as threads:
-        for started in [threads.submit(start, engine) for engine in engines]:
-            started.result()
-    with Session(engines[0]) as session:
-        assert session.scalar(select(func.count(User.id))) == len(FIRST_USERS)
-    for engine in engines:
-        engine.dispose()
-
-
-def test_a_start_that_is_cut_short_is_made_good_by_the_next(
-    database_url: URL | str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = create_engine(database_url)
-    with monkeypatch.context() as patch:
-        patch.setattr("examples.users.models.FIRST_USERS", ["Ann", None])
-        with pytest.raises(IntegrityError):
-            create_tables(engine)
-    engine.dispose()
-    app = create_app(database_url)
-    assert names(app.test_client()) == FIRST_USERS
-    dispose(app)
-
-
-def test_a_database_that_refuses_the_table_is_an_error(tmp_path: Path) -> None:
-    file = tmp_path / "users.sqlite3"
-    file.touch()
-    engine = create_engine(f"sqlite:///file:{file}?mode=ro&uri=true")
-    with pytest.raises(OperationalError, match="readonly"):
-        create_tables(engine)
-    engine.dispose()
-
-
-def test_the_environment_names_the_database(
-    database_url: URL | str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = create_engine(database_url).url
-    monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
-    app = create_app()
-    with app.app_context():
-        engine = current_session.get_bind()
-        assert isinstance(engine, Engine)
-        assert engine.url == url
-    assert names(app.test_client()) == FIRST_USERS
-    dispose(app)
-
-
-def test_the_database_is_a_file_in_the_instance_folder_by_default(
-    tmp_path: Path,
-) -> None:
-    app = Flask(__name__, instance_path=str(tmp_path / "a?b" / "instance"))
-    engine = create_engine(sqlite_file(app))
-    create_tables(engine)
-    assert (tmp_path / "a?b" / "instance" / "users.sqlite3").is_file()
-
-
-def test_the_instance_folder_is_the_repositorys(
-    database_url: URL | str,
-) -> None:
-    app = create_app(database_url)
-    root = Path(__file__).parent.parent.parent
-    assert Path(app.instance_path) == root / "instance"
-    dispose(app)
