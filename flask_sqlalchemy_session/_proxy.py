@@ -18,7 +18,7 @@ _SCOPED = frozenset(
 def _default() -> FlaskScopedSession[Session]:
     return cast(
         "FlaskScopedSession[Session]",  # all that `init_app` puts there
-        current_owner(EXTENSION, "default"),
+        current_owner(EXTENSION, "default", FlaskScopedSession.__name__),
     )
 
 

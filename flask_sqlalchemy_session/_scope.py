@@ -47,7 +47,7 @@ class Owner(Protocol):
 
     @property
     def name(self) -> str: ...
-    def remove(self) -> None: ...
+    def remove(self) -> object: ...
 
 
 O = TypeVar("O", bound=Owner, default=Owner)  # noqa: E741  # short for the owner, as T is for the type
@@ -74,20 +74,20 @@ class Scope:
         """Remove every session, whichever of them fails, then raise what failed."""
         self.torn_down = True
         try:
-            _remove_each([registry.owner for registry in self.sessions])
+            _release_each(list(self.sessions.items()))
         finally:
             self.close()  # what a `remove` left or made
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
         """Close what is here without asking the owners' `remove`."""
         try:
             registry, session = self.sessions.popitem()
         except KeyError:
             return
         try:
-            registry.close_session(session)
+            registry.close_session(session, wait=wait)
         finally:
-            self.close()
+            self.close(wait=wait)
 
     def __del__(self) -> None:
         if not self.sessions:
@@ -111,15 +111,18 @@ class Scope:
                 source=self,
             )
         finally:
-            self.close()
+            # A finaliser runs at any point of any thread, also of one that holds what
+            # another thread needs to go on.
+            self.close(wait=False)
 
 
-def _remove_each(owners: list[Owner]) -> None:
-    if owners:
+def _release_each(sessions: list[tuple[ContextRegistry[Any, Any], Any]]) -> None:
+    if sessions:
+        registry, session = sessions.pop()
         try:
-            owners.pop().remove()
+            registry.release(session)
         finally:
-            _remove_each(owners)
+            _release_each(sessions)
 
 
 _live_scopes: WeakSet[Scope] = WeakSet()
@@ -130,14 +133,22 @@ def _disown_inherited_sessions() -> None:
 
     To close a session that was open before the fork, or to finalise its
     connection, would end the parent's transaction on the socket or file that both
-    share. A cycle that is frozen is never finalised, not even when the child exits.
+    share.
     """
     inherited: list[object] = [scope.sessions for scope in _live_scopes]
     if not inherited:
         return
     for scope in _live_scopes:
         scope.sessions = {}
-    inherited.append(inherited)
+    never_finalise(inherited)
+
+
+def never_finalise(objects: list[object]) -> None:
+    """Keep objects, and what they refer to, from every finaliser.
+
+    A cycle that is frozen is never finalised, not even when the process exits.
+    """
+    objects.append(objects)
     gc.freeze()
 
 
@@ -159,7 +170,15 @@ def current_context() -> AppContext:
         ) from None
 
 
-def current_owner(extension: str, name: str) -> object:
+def find_context() -> AppContext | None:
+    """Return the current application context, if there is one."""
+    try:
+        return _current_context()
+    except RuntimeError:
+        return None
+
+
+def current_owner(extension: str, name: str, owner_class: str) -> object:
     """Return what the current application has under a name.
 
     :raises ScopeError: when there is no context, or nothing under that name.
@@ -171,7 +190,7 @@ def current_owner(extension: str, name: str) -> object:
         keyword = "" if name == "default" else f", name={name!r}"
         raise ScopeError(
             f"Flask application {app.name!r} has no session named {name!r}. Set one up "
-            f"with 'FlaskScopedSession(session_factory, app{keyword})', or with "
+            f"with '{owner_class}(session_factory, app{keyword})', or with "
             "'session.init_app(app)' in an application factory."
         ) from None
 
@@ -199,9 +218,16 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         """Make a session, whatever the context."""
         raise NotImplementedError
 
-    def close_session(self, session: T) -> None:
-        """Close a session and give back every connection, also if closing fails."""
+    def close_session(self, session: T, *, wait: bool = True) -> None:
+        """Close a session and give back every connection, also if closing fails.
+
+        What has to be done in another thread is waited for, unless told not to.
+        """
         raise NotImplementedError
+
+    def release(self, session: T) -> None:
+        """Let the owner remove the current context's session, at a teardown."""
+        self.owner.remove()
 
     def __call__(self) -> T:
         try:
@@ -243,11 +269,13 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def _open_scope(self) -> Scope:
         context = current_context()
-        if current_owner(self.extension, self.owner.name) is not self.owner:
+        owner_class = type(self.owner).__name__
+        owner = current_owner(self.extension, self.owner.name, owner_class)
+        if owner is not self.owner:
             raise ScopeError(
                 f"Flask application {context.app.name!r} has another session named "
                 f"{self.owner.name!r}. Use that one, or set this one up under a name "
-                "of its own: 'FlaskScopedSession(session_factory, app, name=...)'."
+                f"of its own: '{owner_class}(session_factory, app, name=...)'."
             )
         scope: Scope = context.g.setdefault(
             "_flask_sqlalchemy_session", Scope(context.app)
@@ -260,13 +288,13 @@ def register(owner: Owner, app: Flask, extension: str) -> None:
 
     :raises RuntimeError: when the application has another owner of that name.
     """
-    app = _unproxied(app)
+    app = unproxied(app)
     owners: dict[str, Owner] = app.extensions.get(extension, {})
     if owners.get(owner.name, owner) is not owner:
         raise RuntimeError(
             f"Flask application {app.name!r} already has a session named "
             f"{owner.name!r}. Give this one a name of its own: "
-            "'FlaskScopedSession(session_factory, app, name=...)'."
+            f"'{type(owner).__name__}(session_factory, app, name=...)'."
         )
     if extension not in app.extensions:
         app.extensions[extension] = owners
@@ -279,7 +307,7 @@ def register(owner: Owner, app: Flask, extension: str) -> None:
     owners[owner.name] = owner
 
 
-def _unproxied(app: Flask) -> Flask:
+def unproxied(app: Flask) -> Flask:
     """Return the application itself, also where `current_app` is passed for it."""
     current: Callable[[], Flask] | None = getattr(app, "_get_current_object", None)
     return app if current is None else current()

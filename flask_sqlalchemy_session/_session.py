@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, cast
 
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from werkzeug.local import LocalProxy
 
 from ._factory import S, SessionFactory, check_callable, check_keywords, check_session
 from ._forwarded import ForwardingScopedSession
 from ._scope import ContextRegistry, register
+from ._scoped import ContextScoped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
             self.prepare(session)
         return session
 
-    def close_session(self, session: S) -> None:
+    def close_session(self, session: S, *, wait: bool = True) -> None:
         transaction = session.get_transaction()
         try:
             session.close()
@@ -52,11 +52,11 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
             # It stopped at the first connection that failed. The others would stay
             # checked out, in a transaction, until they are collected.
             if transaction is not None:
-                _close_transaction(transaction)
+                close_transaction(transaction)
             raise
 
 
-def _close_transaction(transaction: SessionTransaction) -> None:
+def close_transaction(transaction: SessionTransaction) -> None:
     """Give back every connection of a transaction that could not be closed whole."""
     # A failed attempt ends one connection's transaction, so that the next gets
     # further. The bound is for a listener that raises for ever. The first attempt
@@ -90,7 +90,7 @@ class SessionProxy(LocalProxy[S]):
                 return dir(Session)
 
 
-class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
+class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S]):
     """One session for each application context.
 
     A :class:`~sqlalchemy.orm.scoped_session` whose scope is the Flask application
@@ -135,26 +135,6 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
         if app is not None:
             self.init_app(app)
 
-    @property
-    def name(self) -> str:
-        """The name that tells this object from others on the same application."""
-        return self._name
-
-    @property
-    def proxy(self) -> S:
-        """A proxy to the current context's session, typed as that session.
-
-        Export it from a module to have a ``current_session`` of your own ``Session``
-        subclass, or one for each database::
-
-            current_session = session.proxy
-
-        Like :data:`flask.g` it can be imported anywhere and stands for the real
-        session whenever it is used. Any use outside a context raises a
-        :exc:`RuntimeError`.
-        """
-        return self._proxy
-
     def init_app(self, app: Flask) -> None:
         """Set up an application, so that its contexts have this session.
 
@@ -172,28 +152,6 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
         if self.name == "default":
             # Version 1.1's attribute, which Flask's type does not have.
             setattr(app, "scoped_session", self)  # noqa: B010
-
-    def __call__(self, **kw: object) -> S:
-        """Return the current context's session, made if this is its first use.
-
-        :param kw: passed to the factory for a session that is to be made.
-        :return: the session itself. It is closed when the context ends.
-        :raises RuntimeError: outside an application context, or when the
-            application was not set up with :meth:`init_app`.
-        :raises TypeError: when the factory does not take the keyword arguments, or
-            returns something other than a ``Session``.
-        :raises sqlalchemy.exc.InvalidRequestError: when there are keyword arguments
-            and the session was made already.
-        """
-        if not kw:
-            return self.registry()
-        if self.registry.has():
-            raise InvalidRequestError(
-                "This context's session was made already, so session(**keywords) "
-                "can't pass keyword arguments to the factory. Pass them on first "
-                "use, or call session.remove() before."
-            )
-        return self._registry.open(**kw)
 
     def configure(self, **kwargs: object) -> None:
         """Change what the factory gives to the sessions that it makes from now on.
@@ -224,35 +182,6 @@ class FlaskScopedSession(ForwardingScopedSession[S], Generic[S]):
         session = self._registry.pop()
         if session is not None:
             self._registry.close_session(session)
-
-    # Hidden from type checkers, to which either would make any name acceptable.
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> object:
-            # Private names are probes, by a shell or by `copy`, or belong to the
-            # session alone; none of them may make a session. A property of the
-            # class comes here when it raised: it is the session that it lacks.
-            own = getattr(type(self), name, None)  # that of `type` too: `__name__`
-            if name.startswith("_") and not isinstance(own, property):
-                raise AttributeError(
-                    f"{type(self).__name__!r} object has no attribute {name!r}"
-                )
-            return getattr(self.registry(), name)
-
-        def __setattr__(self, name: str, value: object) -> None:
-            # What landed here would hide the attribute of every later session. A
-            # subclass may keep attributes of its own, which type checkers know.
-            if type(self) is FlaskScopedSession and not (
-                name.startswith("_")
-                or name in ("registry", "session_factory")
-                or hasattr(type(self), name)
-            ):
-                raise AttributeError(
-                    f"{type(self).__name__!r} object has no attribute {name!r}. To set "
-                    f"it on the current context's session, write 'session().{name} = "
-                    "...'."
-                )
-            super().__setattr__(name, value)
 
 
 flask_scoped_session = FlaskScopedSession

@@ -1,0 +1,32 @@
+"""The users table: plain SQLAlchemy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+NAME_LENGTH = 80
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "async_users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(NAME_LENGTH))
+
+
+async def create_tables(engine: AsyncEngine) -> None:
+    """Create the table, unless it is there."""
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    # A server may fork now, and its workers must not inherit connections.
+    await engine.dispose()

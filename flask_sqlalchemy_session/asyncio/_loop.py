@@ -1,0 +1,269 @@
+"""The event loop that async views share, and the line that turns it on."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from contextvars import Context, ContextVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, TypeVar
+
+from flask import Flask
+
+from flask_sqlalchemy_session._scope import (
+    find_context,
+    never_finalise,
+    unproxied,
+)
+
+from ._calls import RunningLoop
+
+try:
+    from asgiref.sync import SyncToAsync
+except ImportError:  # no server reaches the application through asgiref, then
+    SyncToAsync = None  # type: ignore[assignment,misc]  # the name is the check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from flask.ctx import AppContext
+    from sqlalchemy import Engine
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+# How long the process waits, when it ends, for what still runs.
+_SECONDS_TO_END = 5.0
+
+
+class EventLoopThread:
+    """One event loop in a thread of its own, from first use to the process's end.
+
+    A database connection belongs to the loop that made it, so the loop has to live
+    as long as the connection pools do.
+    """
+
+    def __init__(self) -> None:
+        self._starting = threading.Lock()
+        self._running: RunningLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def running(self) -> RunningLoop:
+        """Return the loop, started if this is its first use."""
+        if self._running is None:
+            with self._starting:
+                if self._running is None:
+                    # The loop keeps the context variables that it was made with.
+                    self._running = Context().run(self._start)
+        return self._running
+
+    def _start(self) -> RunningLoop:
+        loop = asyncio.new_event_loop()
+        started = threading.Event()
+        loop.call_soon(started.set)
+        self._thread = threading.Thread(
+            target=_run, args=(loop,), name=__name__, daemon=True
+        )
+        self._thread.start()
+        started.wait()
+        assert self._thread.ident is not None
+        return RunningLoop(loop, self._thread.ident)
+
+    def if_running(self) -> RunningLoop | None:
+        """Return the loop, if it was started."""
+        return self._running
+
+    def stop(self) -> None:
+        """Cancel what runs, and end the loop."""
+        if self._running is not None and self._thread is not None:
+            loop = self._running.loop
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join(_SECONDS_TO_END)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    while not _run_until_stopped(loop):
+        pass
+    try:
+        loop.run_until_complete(_end_tasks())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> bool:
+    """Run a loop, and tell whether it was stopped, not broken out of."""
+    try:
+        loop.run_forever()
+    except BaseException as error:  # noqa: BLE001  # an exit that a task raised is not every view's
+        loop.call_exception_handler(
+            {"message": "A task raised an exit", "exception": error}
+        )
+        return False
+    return True
+
+
+async def _end_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_shared = EventLoopThread()
+_engines: set[Engine] = set()
+
+
+def _start_anew() -> None:
+    """Leave the loop, and the connections that belong to it, to the parent process."""
+    global _shared  # noqa: PLW0603  # the process is the scope that it is shared in
+    inherited: list[object] = [_shared]
+    for engine in _engines:
+        inherited.append(engine.pool)
+        engine.dispose(close=False)
+    never_finalise(inherited)
+    _shared = EventLoopThread()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_start_anew)
+
+
+@atexit.register
+def _stop() -> None:
+    _shared.stop()
+
+
+def _server_loop() -> RunningLoop | None:
+    """Return the loop of the server that called this thread through asgiref."""
+    if SyncToAsync is None:
+        return None
+    # What asgiref sets in the threads that it calls, and goes by itself.
+    caller = SyncToAsync.threadlocal
+    if getattr(caller, "main_event_loop_pid", None) != os.getpid():
+        return None
+    running = RunningLoop(caller.main_event_loop, None)
+    return None if running.has_ended() else running
+
+
+def current_loop() -> RunningLoop:
+    """Return the loop that async views run on when this thread calls them."""
+    return _server_loop() or _shared.running()
+
+
+def loop_that_runs_here() -> RunningLoop | None:
+    """Return the loop that runs the calling thread, if one does."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+    shared = _shared.if_running()
+    if shared is not None and shared.loop is loop:
+        return shared
+    return RunningLoop(loop, threading.get_ident())
+
+
+def leave_to_parent_after_fork(engine: Engine) -> None:
+    """Let a forked child make connections of its own on an engine."""
+    _engines.add(engine)
+
+
+class _Call:
+    """One call of a coroutine function, for the tasks that it leaves behind."""
+
+    __slots__ = ("context", "ended")
+
+    def __init__(self, context: AppContext | None) -> None:
+        self.context = context
+        self.ended = False
+
+
+_call: ContextVar[_Call] = ContextVar("_call")
+
+
+def is_left_behind(context: AppContext) -> bool:
+    """Tell whether a context is that of a call which the current task outlived."""
+    call = _call.get(None)
+    return call is not None and call.ended and call.context is context
+
+
+class _OneLoop:
+    """An application's `async_to_sync` that runs everything on one loop."""
+
+    def __init__(self, app: Flask) -> None:
+        # Below a server that asgiref wraps the application for, it reaches the
+        # server's loop, and lets the view call back into this thread.
+        self.below_a_server = app.async_to_sync
+
+    def __call__(
+        self, function: Callable[P, Coroutine[object, object, T]]
+    ) -> Callable[P, T]:
+        async def tracked(*args: P.args, **kwargs: P.kwargs) -> T:
+            call = _Call(find_context())
+            token = _call.set(call)
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                call.ended = True
+                _call.reset(token)  # the caller is no task of this call's
+
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            if _server_loop() is not None:
+                result: T = self.below_a_server(tracked)(*args, **kwargs)
+                return result
+            running = _shared.running()
+            if running.is_here():
+                raise RuntimeError(
+                    f"{function!r} was called through "
+                    "'app.async_to_sync' or 'app.ensure_sync' on the event loop that "
+                    "would have to run it while it waits. Await it instead."
+                )
+            return running.call(partial(tracked, *args, **kwargs))
+
+        return run
+
+
+def use_one_event_loop(app: Flask) -> None:
+    """Let an application's async views share one event loop, and so one pool.
+
+    Flask runs each async view on an event loop that lives as long as the view,
+    whereas pooled connections live longer, and belong to the loop that made them.
+    This sets :meth:`Flask.async_to_sync <flask.Flask.async_to_sync>` so that all
+    coroutine functions that Flask calls (views, hooks, error handlers) and what
+    ``app.ensure_sync`` wraps run on one event loop instead::
+
+        app = Flask(__name__)
+        use_one_event_loop(app)
+
+    Every process has one such loop, shared by its applications, in a thread of its
+    own. It starts when it is first needed, ends with the process, and starts anew in
+    a forked child. Code that blocks stalls every view on it.
+
+    Where :class:`asgiref.wsgi.WsgiToAsgi` serves the application, views run on the
+    server's loop instead. To call this again for the same application does nothing.
+
+    :param app: the application.
+    """
+    app = unproxied(app)
+    if not _is_one_loop(app.async_to_sync):
+        # Documented as the place to change how the application runs async views.
+        setattr(app, "async_to_sync", _OneLoop(app))  # noqa: B010  # a method, for type checkers
+
+
+def _is_one_loop(bridge: object) -> bool:
+    return isinstance(bridge, _OneLoop)
+
+
+def has_lasting_loop(app: Flask) -> bool:
+    """Tell whether async views run on a loop that outlives them, as far as is known.
+
+    An application that runs them in a way of its own is taken to know what it does.
+    """
+    method = app.async_to_sync
+    return getattr(method, "__func__", method) is not Flask.async_to_sync

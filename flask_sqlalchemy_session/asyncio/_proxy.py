@@ -1,0 +1,44 @@
+"""`current_async_session`: the current application's default async session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from flask_sqlalchemy_session._scope import current_owner
+
+from ._session import EXTENSION, AsyncSessionProxy, FlaskAsyncScopedSession
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+
+def _default_session() -> AsyncSession:
+    owner = cast(
+        "FlaskAsyncScopedSession[AsyncSession]",  # all that `init_app` puts there
+        current_owner(EXTENSION, "default", FlaskAsyncScopedSession.__name__),
+    )
+    return owner.registry()
+
+
+# Editors that do not look into a cast read the annotation.
+current_async_session: AsyncSession = cast(
+    "AsyncSession",  # which the proxy stands for in every way that the type promises
+    AsyncSessionProxy(_default_session),
+)
+"""The current application context's async session.
+
+A proxy, in the manner of :data:`flask.g`: import it anywhere, and each use reaches
+the session that the current context has under the name ``"default"``, made on first
+use and closed when the context ends. It stands for the session itself, so that
+``isinstance(current_async_session, AsyncSession)`` holds and ``async with
+current_async_session.begin():`` works.
+
+One session serves one task at a time. Give each of several tasks that run at the
+same time a session of its own, from the factory: ``async with maker() as session:``.
+
+Any use raises a :exc:`RuntimeError` outside an application context, and one that is
+an :exc:`AttributeError` too when the application was not set up with a
+:class:`FlaskAsyncScopedSession` and :func:`use_one_event_loop`. For a proxy typed as
+your own ``AsyncSession`` subclass, or for another name, see
+:attr:`FlaskAsyncScopedSession.proxy`.
+"""

@@ -1,0 +1,292 @@
+"""The async scoped session object: an `async_scoped_session` on the Flask context."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Generic, cast
+
+from sqlalchemy.exc import IllegalStateChangeError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from werkzeug.local import LocalProxy
+
+from flask_sqlalchemy_session._factory import check_keywords
+from flask_sqlalchemy_session._scope import (
+    ContextRegistry,
+    ScopeError,
+    current_context,
+    register,
+)
+from flask_sqlalchemy_session._scoped import ContextScoped
+from flask_sqlalchemy_session._session import close_transaction
+
+from ._factory import AS, AsyncSessionFactory, check_callable, check_session
+from ._forwarded import ForwardingAsyncScopedSession
+from ._loop import (
+    current_loop,
+    has_lasting_loop,
+    is_left_behind,
+    leave_to_parent_after_fork,
+    loop_that_runs_here,
+)
+
+if TYPE_CHECKING:
+    from flask import Flask
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+    from sqlalchemy.orm import Session
+    from sqlalchemy.util import ScopedRegistry
+
+    from ._calls import RunningLoop
+
+EXTENSION = "sqlalchemy_async_session"
+
+_SECONDS_BETWEEN_ATTEMPTS = 0.01
+
+# Where a session keeps the loop that it was made on.
+_LOOP = "_flask_sqlalchemy_session_loop"
+
+
+async def _close(session: AsyncSession) -> None:
+    """Close a session and give back every connection, also if closing fails."""
+    transaction = session.sync_session.get_transaction()
+
+    def close_transaction_too(_: Session) -> None:
+        if transaction is not None:
+            close_transaction(transaction)
+
+    try:
+        if _has_lost_its_loop(session):
+            await _drop(session)
+        else:
+            await _close_when_idle(session)
+    except BaseException:
+        await session.run_sync(close_transaction_too)
+        raise
+
+
+async def _drop(session: AsyncSession) -> None:
+    """Close a session whose connections can't be used any more."""
+    holds_connections = session.in_transaction()
+    await session.invalidate()
+    if holds_connections:
+        warnings.warn(
+            "The event loop that a session was used on ended before the session was "
+            "closed, so that its connections were dropped. Run what uses it with "
+            "'app.ensure_sync(function)()', or 'await session.remove()' before the "
+            "loop ends.",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+
+async def _close_when_idle(session: AsyncSession) -> None:
+    while True:
+        try:
+            return await session.close()
+        except IllegalStateChangeError:  # noqa: PERF203  # nothing is slower than this
+            # Another task is about to begin or end the transaction, one that a
+            # failed `gather` left behind, say. SQLAlchemy tells nobody when it has.
+            await asyncio.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+
+
+def _made_on(session: AsyncSession) -> RunningLoop | None:
+    loop: RunningLoop | None = getattr(session, _LOOP)
+    return loop
+
+
+def _has_lost_its_loop(session: AsyncSession) -> bool:
+    loop = _made_on(session)
+    return loop is not None and loop.has_ended()
+
+
+def _loop_for(session: AsyncSession) -> RunningLoop:
+    """Return the loop to close a session on: the one that it was made on, if it can."""
+    loop = _made_on(session)
+    return current_loop() if loop is None or loop.has_ended() else loop
+
+
+class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
+    """Makes and closes the sessions of a `FlaskAsyncScopedSession`."""
+
+    __slots__ = ()
+
+    def make_session(self, **kw: object) -> AS:
+        context = current_context()
+        app = context.app
+        if is_left_behind(context):
+            raise ScopeError(
+                f"This task outlived the view of Flask application {app.name!r} that "
+                "started it, and the view's context has ended. Give work that "
+                "outlives a request a context of its own: 'with app.app_context():'."
+            )
+        if not has_lasting_loop(app):
+            raise ScopeError(
+                f"Flask application {app.name!r} runs each async view on an event loop "
+                "that ends with it, and a pooled connection can't outlive the loop "
+                "that made it. Add this line where the application is set up: "
+                "'use_one_event_loop(app)', with 'from "
+                "flask_sqlalchemy_session.asyncio import use_one_event_loop'."
+            )
+        factory = self.owner.session_factory
+        if kw:
+            check_keywords(factory, kw)
+        session = factory(**kw)
+        check_session(session, factory)
+        self._settle(session)
+        return session
+
+    def set(self, obj: AS) -> None:
+        self._settle(obj)
+        super().set(obj)
+
+    def _settle(self, session: AS) -> None:
+        setattr(session, _LOOP, loop_that_runs_here())
+        # Before SQLAlchemy 2.1 a session does not tell its `binds`.
+        binds: dict[object, object] = getattr(session, "binds", None) or {}
+        for bind in (session.bind, *binds.values()):
+            if isinstance(bind, AsyncEngine):
+                leave_to_parent_after_fork(bind.sync_engine)
+
+    def close_session(self, session: AS, *, wait: bool = True) -> None:
+        loop = _loop_for(session)
+        if wait and not loop.is_here():
+            loop.call(partial(_close, session))
+        else:
+            loop.schedule(_close(session))
+
+    def release(self, session: AS) -> None:
+        loop = _loop_for(session)
+        # On the loop itself nothing can wait for `remove`, and a context that has
+        # ended must not keep its session until then: the scope closes it.
+        if not loop.is_here():
+            loop.call(self.owner.remove)
+
+
+class AsyncSessionProxy(LocalProxy[AS]):
+    """Stands for the async session of the current application context.
+
+    It has every attribute of that session, which ``help(AsyncSession)`` describes.
+    Any use outside an application context raises a :exc:`RuntimeError`. See
+    :data:`flask_sqlalchemy_session.asyncio.current_async_session` and
+    :attr:`flask_sqlalchemy_session.asyncio.FlaskAsyncScopedSession.proxy`.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:
+
+        def __dir__(self) -> list[str]:
+            # Without a context `LocalProxy` would offer a shell nothing to complete.
+            try:
+                return dir(self._get_current_object())
+            except RuntimeError:
+                return dir(AsyncSession)
+
+
+class FlaskAsyncScopedSession(
+    ContextScoped[AS], ForwardingAsyncScopedSession[AS], Generic[AS]
+):
+    """One async session for each application context.
+
+    An :class:`~sqlalchemy.ext.asyncio.async_scoped_session` whose scope is the Flask
+    application context: every use within one context reaches the same session,
+    which is made on first use and closed when the context ends, on the event loop
+    that it was made on.
+
+    Make one for each database, at import time or in the application factory; it
+    lives as long as the application, which has to be given a lasting event loop with
+    :func:`use_one_event_loop`. It has the methods and attributes of an
+    :class:`~sqlalchemy.ext.asyncio.AsyncSession`, and passes each on to the current
+    context's session. Call it, or use :attr:`proxy`, for the session as its own type.
+
+    One session serves one task at a time. Give each of several tasks that run at the
+    same time a session of its own, and one that outlives the view a context of its
+    own: ``with app.app_context():``.
+
+    :param session_factory: makes the sessions: an
+        :class:`~sqlalchemy.ext.asyncio.async_sessionmaker`, an ``AsyncSession``
+        subclass or any other callable that returns a new session.
+    :param app: the application to set up, as by :meth:`init_app`.
+    :param name: tells this object from others on the same application.
+        :data:`current_async_session` stands for the one named ``"default"``.
+    :raises TypeError: when the factory is not callable.
+    :raises RuntimeError: when the application has another object of that name.
+
+    Using it raises a :exc:`RuntimeError` outside an application context, and in the
+    context of an application that it was not set up for or that
+    :func:`use_one_event_loop` was not called for. It raises a :exc:`TypeError` when
+    the factory returns something other than an ``AsyncSession``.
+    """
+
+    def __init__(
+        self,
+        session_factory: AsyncSessionFactory[AS],
+        app: Flask | None = None,
+        *,
+        name: str = "default",
+    ) -> None:
+        check_callable(session_factory)
+        # SQLAlchemy's annotation is narrower than what its documentation allows:
+        # it calls the factory, and only `configure` needs an async_sessionmaker.
+        super().__init__(
+            cast("async_sessionmaker[AS]", session_factory), current_context
+        )
+        self._registry = AsyncSessionRegistry[AS](self, EXTENSION)
+        self.registry: ScopedRegistry[AS] = self._registry
+        self._name = name
+        # The proxy stands for the session in every way that its type promises.
+        self._proxy = cast("AS", AsyncSessionProxy(self._registry))
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Set up an application, so that its contexts have this session.
+
+        Several applications can share this object, and one application can have
+        several under different names. Each is kept in
+        ``app.extensions["sqlalchemy_async_session"]`` by its name. To set up the same
+        application again does nothing.
+
+        :param app: the application.
+        :raises RuntimeError: when the application has another object of that name;
+            it is left as it was.
+        """
+        register(self, app, EXTENSION)
+
+    def configure(self, **kwargs: object) -> None:
+        """Change what the factory gives to the sessions that it makes from now on.
+
+        Meant for where the application is set up, so no context is needed. See
+        :meth:`sqlalchemy.ext.asyncio.async_sessionmaker.configure`.
+
+        :param kwargs: arguments of the ``AsyncSession``.
+        :raises TypeError: when the factory is no ``async_sessionmaker``.
+        """
+        if not hasattr(self.session_factory, "configure"):
+            raise TypeError(
+                "session.configure() needs an async_sessionmaker, but the session "
+                f"factory is {self.session_factory!r}. Pass 'async_sessionmaker(...)', "
+                "or configure the sessions where that factory makes them."
+            )
+        super().configure(**kwargs)
+
+    async def remove(self) -> None:
+        """Close the current context's session now; the next use makes a new one.
+
+        Teardown awaits this in each context that used the session, so a subclass can
+        extend it. Where a context ends on the event loop itself (one that a view
+        pushes, for example), nothing can wait for it, and the session is closed by a
+        task instead: await this at the end of such a context. Does nothing where no
+        session was made, or outside a context.
+
+        Whatever closing raises is raised, after every connection of the session was
+        given back.
+        """
+        session = self._registry.pop()
+        if session is not None:
+            await _close(session)
+
+
+flask_async_scoped_session = FlaskAsyncScopedSession
+"""Another name of :class:`FlaskAsyncScopedSession`, spelt as SQLAlchemy's."""
