@@ -41,6 +41,7 @@ from contextlib import ExitStack
 import pytest
 from flask import Flask
 from flask_sqlalchemy_session import FlaskScopedSession
+from flask_sqlalchemy_session.asyncio import use_one_event_loop
 from flask_sqlalchemy_session.testing import isolate
 from sqlalchemy import StaticPool, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
@@ -234,7 +235,7 @@ def test_the_first_example_has_ten_lines_of_code() -> None:
 
 
 def test_the_readme_has_programs_and_so_have_docstrings() -> None:
-    assert {"README.md", "_session.py"} <= {each.source.name for each in PROGRAMS}
+    assert {"README.md", "_scoped.py"} <= {each.source.name for each in PROGRAMS}
 
 
 @pytest.mark.parametrize(
