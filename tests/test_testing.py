@@ -217,17 +217,15 @@ def session(app: Flask, use: Use) -> FlaskScopedSession[Session]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(request: pytest.FixtureRequest, engines: Engines) -> Iterator[None]:
+def nothing_is_left(engines: Engines) -> Iterator[None]:
     """Look, after each test here, for what the block left behind."""
     pools = engines.users.pool, engines.notes.pool
+    tables = inspect(engines.users).get_table_names()
     yield
     assert engines.held == 0
     assert (engines.users.pool, engines.notes.pool) == pools
     assert engines.stored() == 0
-    assert inspect(engines.users).get_table_names() == ["users"] or (
-        "postgresql" in request.node.name
-        and {*inspect(engines.users).get_table_names()} == {"users", "notes"}
-    )
+    assert inspect(engines.users).get_table_names() == tables
 
 
 def test_a_commit_is_seen_by_later_contexts(
