@@ -1,0 +1,6 @@
+"""What the library costs, beside the alternatives.
+
+`python -m benchmarks` measures and writes `docs/benchmarks.md` and
+`docs/benchmarks.svg`. `python -m benchmarks.instructions` counts the instructions of
+the hot paths, which no other load on the machine can change.
+"""
