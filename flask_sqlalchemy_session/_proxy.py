@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.orm import Session
 
-from ._scope import current_owner
-from ._session import EXTENSION, FlaskScopedSession, SessionProxy
+from ._scope import current_owner, get_context
+from ._session import EXTENSION, OWN_NAMES, FlaskScopedSession, SessionProxy
 
 # What 1.1's `current_session` had from the scoped session that it stood for.
 _SCOPED = frozenset(
     {"configure", "query_property", "registry", "remove", "session_factory"}
 )
+_OWN_NAMES = OWN_NAMES | _SCOPED
 
 
 def _default() -> FlaskScopedSession[Session]:
@@ -40,6 +41,20 @@ class CurrentSession(SessionProxy[Session]):
 
         def __call__(self, **kw: object) -> Session:
             return _default()(**kw)
+
+        def __getattribute__(self, name: str) -> object:
+            if name in _OWN_NAMES:
+                return object.__getattribute__(self, name)
+            try:
+                # What `_default_session` does, in half the time.
+                scope = get_context().g._flask_sqlalchemy_session
+                owner = scope.app.extensions[EXTENSION]["default"]
+                session = scope.sessions[owner.registry]
+            except (RuntimeError, AttributeError, KeyError):
+                pass
+            else:
+                return getattr(session, name)
+            return getattr(_default_session(), name)
 
         def __getattr__(self, name: str) -> object:
             target = _default() if name in _SCOPED else self._get_current_object()

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Werkzeug documents this method as the way from a proxy to what it stands for.
-_current_context: Callable[[], AppContext] = getattr(app_ctx, "_get_current_object")  # noqa: B009  # Flask types the proxy as the context itself, without it
+# Werkzeug documents this method as the way from a proxy to what it stands for. It is
+# the fastest one to the current context; `current_context` has the better error.
+get_context: Callable[[], AppContext] = getattr(app_ctx, "_get_current_object")  # noqa: B009  # Flask types the proxy as the context itself, without it
 
 
 class ScopeError(RuntimeError, AttributeError):  # pyright: ignore[reportUnsafeMultipleInheritance]  # basedpyright's rule; neither has more to initialise than the other
@@ -162,7 +163,7 @@ def current_context() -> AppContext:
     :raises ScopeError: when there is none.
     """
     try:
-        return _current_context()
+        return get_context()
     except RuntimeError:
         raise ScopeError(
             "There is no session outside an application context. Requests and CLI "
@@ -173,7 +174,7 @@ def current_context() -> AppContext:
 def find_context() -> AppContext | None:
     """Return the current application context, if there is one."""
     try:
-        return _current_context()
+        return get_context()
     except RuntimeError:
         return None
 
@@ -198,7 +199,7 @@ def current_owner(extension: str, name: str, owner_class: str) -> object:
 def _find_scope() -> Scope | None:
     """Return the current context's scope, if there are both."""
     try:
-        scope: Scope | None = _current_context().g.get("_flask_sqlalchemy_session")
+        scope: Scope | None = get_context().g.get("_flask_sqlalchemy_session")
     except RuntimeError:
         return None
     return scope
@@ -231,7 +232,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def __call__(self) -> T:
         try:
-            session: T = _current_context().g._flask_sqlalchemy_session.sessions[self]
+            session: T = get_context().g._flask_sqlalchemy_session.sessions[self]
         except (RuntimeError, AttributeError, KeyError):
             pass
         else:
