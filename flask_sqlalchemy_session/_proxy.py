@@ -24,6 +24,15 @@ def _default() -> FlaskScopedSession[Session]:
 
 
 def _default_session() -> Session:
+    try:
+        # What follows does the same in twice the time, and makes what is missing.
+        scope = get_context().g._flask_sqlalchemy_session
+        owner = scope.app.extensions[EXTENSION]["default"]
+        session: Session = scope.sessions[owner.registry]
+    except (RuntimeError, AttributeError, KeyError):
+        pass
+    else:
+        return session
     return _default().registry()
 
 
@@ -46,7 +55,7 @@ class CurrentSession(SessionProxy[Session]):
             if name in _OWN_NAMES:
                 return object.__getattribute__(self, name)
             try:
-                # What `_default_session` does, in half the time.
+                # `_default_session` without the call, for the attributes of a session.
                 scope = get_context().g._flask_sqlalchemy_session
                 owner = scope.app.extensions[EXTENSION]["default"]
                 session = scope.sessions[owner.registry]

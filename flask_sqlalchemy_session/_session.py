@@ -87,6 +87,8 @@ class SessionProxy(LocalProxy[S]):
     def __init__(self, registry: Callable[[], S]) -> None:
         super().__init__(registry)
         object.__setattr__(self, "_registry", registry)
+        # Without the functions that `LocalProxy` has around it.
+        object.__setattr__(self, "_get_current_object", registry)
 
     if not TYPE_CHECKING:
         # `LocalProxy` forwards by a `__getattr__` that takes more than twice as long.
