@@ -1,7 +1,8 @@
 # pyperf has no types. This holds what the benchmarks use of it, and can go when it has.
 
 from collections.abc import Sequence
-from typing import Self
+
+from typing_extensions import Self
 
 class Run:
     def __init__(
