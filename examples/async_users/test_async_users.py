@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, NullPool, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flask_sqlalchemy_session.asyncio import current_async_session
@@ -90,7 +90,9 @@ def test_clients_at_the_same_time_are_served_from_one_pool(app: Flask) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(post, range(80))) == {201}
     assert sorted(names(app.test_client())) == sorted(f"user {n}" for n in range(80))
-    assert "out connections: 0" in engine_of(app).pool.status()
+    pool = engine_of(app).pool
+    if not isinstance(pool, NullPool):  # SQLite's files, before SQLAlchemy 2.0.38
+        assert "out connections: 0" in pool.status()
 
 
 def test_the_environment_names_the_database(
