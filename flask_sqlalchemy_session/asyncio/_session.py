@@ -142,9 +142,10 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
     def _settle(self, session: AS) -> None:
         setattr(session, _LOOP, loop_that_runs_here())
-        # Before SQLAlchemy 2.1 a session does not tell its `binds`.
+        # Before SQLAlchemy 2.1 a session does not tell its `binds`, and the oldest have
+        # no `bind` where none was given.
         binds: dict[object, object] = getattr(session, "binds", None) or {}
-        for bind in (session.bind, *binds.values()):
+        for bind in (getattr(session, "bind", None), *binds.values()):
             if isinstance(bind, AsyncEngine):
                 leave_to_parent_after_fork(bind.sync_engine)
 
