@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, AsyncAdaptedQueuePool
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from flask_sqlalchemy_session.asyncio import (
@@ -32,10 +32,10 @@ def create_app(database_url: str | URL | None = None) -> Flask:
     """
     app = Flask(__name__)
     use_one_event_loop(app)
-    engine = create_async_engine(
-        database_url or os.environ.get("DATABASE_URL") or sqlite_file(app)
-    )
-    app.ensure_sync(create_tables)(engine)
+    url = database_url or os.environ.get("DATABASE_URL") or sqlite_file(app)
+    app.ensure_sync(create_tables)(url)
+    # The pool is the default, but for SQLite's files before SQLAlchemy 2.0.38.
+    engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
     FlaskAsyncScopedSession(async_sessionmaker(engine, expire_on_commit=False), app)
     app.register_blueprint(users)
     return app

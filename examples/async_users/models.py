@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sqlalchemy import String
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy import URL
 
 NAME_LENGTH = 80
 
@@ -24,9 +25,11 @@ class User(Base):
     name: Mapped[str] = mapped_column(String(NAME_LENGTH))
 
 
-async def create_tables(engine: AsyncEngine) -> None:
+async def create_tables(url: str | URL) -> None:
     """Create the table, unless it is there."""
+    # An engine for this alone: a server may fork now, and its workers must not inherit
+    # connections.
+    engine = create_async_engine(url)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    # A server may fork now, and its workers must not inherit connections.
     await engine.dispose()
