@@ -1,4 +1,7 @@
-"""Async sessions under real servers, on PostgreSQL, with faults."""
+"""Async sessions under real servers, on PostgreSQL, with faults.
+
+`SOAK=600 pytest -m servers` runs every server with every driver, each for ten minutes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 CLIENTS = 12
-ROUNDS = 5
+ROUNDS = 2
+SOAK = float(os.environ.get("SOAK", "0"))
+SECONDS_TO_ANSWER = 100  # on a machine that is busy with other things
 
 SERVERS = {
     "threads": ["--worker-class", "gthread", "--threads", "8"],
@@ -35,7 +40,17 @@ SERVERS = {
     "gevent": ["--worker-class", "gevent"],
 }
 
-pytestmark = pytest.mark.servers
+# With which server, with which driver, and whether backends are terminated.
+RUNS = [
+    ("threads", "asyncpg", True),
+    ("threads", "psycopg", False),
+    ("preload", "asyncpg", False),
+    ("gevent", "asyncpg", False),
+]
+if SOAK:
+    RUNS = list(product(SERVERS, ["asyncpg", "psycopg"], [False, True]))
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(300 + SOAK)]
 
 
 @pytest.fixture
@@ -64,6 +79,7 @@ def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[
                 [
                     *[sys.executable, "-m", "gunicorn", "tests.asyncio_ledger:app"],
                     *bind,
+                    *["--timeout", str(SECONDS_TO_ANSWER)],
                     *options,
                 ],
                 cwd=ROOT,
@@ -75,7 +91,7 @@ def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[
         try:
             yield listener.getsockname()[1]
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=SECONDS_TO_ANSWER)
         except BaseException:
             process.kill()
             process.wait()
@@ -84,7 +100,9 @@ def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[
 
 
 def request(port: int, method: str, path: str) -> tuple[int, str]:
-    with closing(HTTPConnection("127.0.0.1", port, timeout=20)) as client:
+    with closing(
+        HTTPConnection("127.0.0.1", port, timeout=SECONDS_TO_ANSWER)
+    ) as client:
         client.request(method, path, headers={"Connection": "close"})
         response = client.getresponse()
         return response.status, response.read().decode()
@@ -101,17 +119,21 @@ class Traffic:
         self.failed: set[str] = set()
         self.outcomes: Counter[str] = Counter()
         self.numbers = count()
+        self.rounds = 0
 
     def run(self) -> None:
+        end = time.monotonic() + SOAK
         with ThreadPoolExecutor(CLIENTS) as pool:
-            for client in [pool.submit(self._client) for _ in range(CLIENTS)]:
-                client.result()
+            while self.rounds < ROUNDS or time.monotonic() < end:
+                self.rounds += 1
+                for client in [pool.submit(self._client) for _ in range(CLIENTS)]:
+                    client.result()
 
     def _client(self) -> None:
         actions = [self._write, self._fail, self._write, self._stream, self._hang_up]
         if self.terminates:
             actions.append(self._terminate)
-        for action in actions * ROUNDS:
+        for action in actions:
             try:
                 outcome = action(f"k{next(self.numbers)}")
             except (OSError, HTTPException):
@@ -136,7 +158,9 @@ class Traffic:
 
     def _hang_up(self, key: str) -> str:
         """Ask for a long answer, and reset the connection when it begins."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as client:
+        with socket.create_connection(
+            ("127.0.0.1", self.port), timeout=SECONDS_TO_ANSWER
+        ) as client:
             client.sendall(b"GET /stream HTTP/1.1\r\nHost: ledger\r\n\r\n")
             client.recv(1000)
             linger = struct.pack("ii", 1, 0)
@@ -154,9 +178,7 @@ class Traffic:
         return "terminated" if ended else "none to terminate"
 
 
-@pytest.mark.parametrize("terminates", [False, True], ids=["", "terminated"])
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize(("server", "driver", "terminates"), RUNS)
 def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one for each dimension
     postgresql_url: str,
     database: Engine,
@@ -177,9 +199,8 @@ def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one
         wait_until_returned(port)
     if terminates:
         assert traffic.outcomes["terminated"]
-        assert traffic.outcomes["write 500"]
     else:
-        requests = CLIENTS * ROUNDS
+        requests = CLIENTS * traffic.rounds
         assert traffic.outcomes == {
             "write 201": 2 * requests,
             "fail 500": requests,
@@ -198,8 +219,7 @@ def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one
 
 
 def wait_until_idle(database: Engine) -> None:
-    """Return when the application holds no transaction, soon after the last answer."""
-    end = time.monotonic() + 10
+    """Return when the application holds no transaction; the time limit ends it."""
     query = text(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ledger' "
         "AND xact_start IS NOT NULL"
@@ -208,16 +228,13 @@ def wait_until_idle(database: Engine) -> None:
         with database.connect() as connection:
             if not connection.scalar(query):
                 return
-        assert time.monotonic() < end, "a transaction was left open"
         time.sleep(0.05)  # there is no event to wait for: the server tells nobody
 
 
 def wait_until_returned(port: int) -> None:
     """Return when each worker, as far as asked, has all connections in its pool."""
-    end = time.monotonic() + 10
     idle = 0
     while idle < 5:
         status, pool = request(port, "GET", "/pool")
         # A connection that was terminated in the pool fails one request.
         idle += status == 200 and "out connections: 0" in pool
-        assert time.monotonic() < end, pool
