@@ -158,9 +158,10 @@ class TestSQLAlchemy:
 @pytest.mark.filterwarnings("ignore:Passing a session object:DeprecationWarning")
 class TestFlaskAdmin:
     @pytest.fixture
-    def admin(self, app: Flask, client_session: AnySession) -> Flask:
+    def admin(self, app: Flask, session: FlaskScopedSession[Session]) -> Flask:
         app.secret_key = "for the flashed messages"  # noqa: S105  # no secret
-        Admin(app).add_view(ModelView(User, client_session))
+        # Where Flask-SQLAlchemy-Lite is installed, it refuses all but a scoped_session.
+        Admin(app).add_view(ModelView(User, session))
         return app
 
     def test_a_view_lists_makes_edits_and_deletes(
