@@ -199,10 +199,11 @@ def current_owner(extension: str, name: str, owner_class: str) -> object:
 def _find_scope() -> Scope | None:
     """Return the current context's scope, if there are both."""
     try:
-        scope: Scope | None = get_context().g.get("_flask_sqlalchemy_session")
+        g = get_context().g
     except RuntimeError:
         return None
-    return scope
+    # An application may have a class of its own for `g`, without Flask's methods.
+    return vars(g).get("_flask_sqlalchemy_session")
 
 
 class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
@@ -278,7 +279,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
                 f"{self.owner.name!r}. Use that one, or set this one up under a name "
                 f"of its own: '{owner_class}(session_factory, app, name=...)'."
             )
-        scope: Scope = context.g.setdefault(
+        scope: Scope = vars(context.g).setdefault(
             "_flask_sqlalchemy_session", Scope(context.app)
         )
         return scope

@@ -315,6 +315,21 @@ def test_setting_up_an_app_again_changes_nothing(
     assert app.extensions["sqlalchemy_session"] == {"default": session}
 
 
+def test_an_application_may_have_a_class_of_its_own_for_g(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    class Globals:
+        pass
+
+    app.app_ctx_globals_class = Globals  # type: ignore[assignment]  # Flask takes any
+    with app.app_context():
+        pass
+    with app.app_context():
+        use(session())
+        assert session() is current_session()  # type: ignore[operator]  # as 1.1 has it
+    assert held.count == 0
+
+
 def test_an_async_view_uses_the_sync_session(
     app: Flask, session: FlaskScopedSession[Session], held: Held, ann: User
 ) -> None:
