@@ -31,5 +31,7 @@ def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # pytest that starts meanwhile shuts out there.
     with TemporaryDirectory(prefix="postgresql-") as directory:
         server = get_server(Path(directory), cleanup_mode="stop")
+        # Nothing in it outlives the server, and tests would wait for the disk.
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         server.cleanup()

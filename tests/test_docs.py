@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from .test_documents import program_with, python_blocks_in
 
@@ -141,5 +142,9 @@ def test_a_fault_leaves_what_the_table_says(
         text=True,
         check=False,
     )
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS users"))
+    engine.dispose()
     assert not measured.stderr
     assert measured.stdout.strip() == row.split(" | ")[1]
