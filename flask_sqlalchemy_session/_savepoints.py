@@ -16,8 +16,9 @@ transactions of different connections may end in any order. So these hold:
 
 from __future__ import annotations
 
+import asyncio
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from itertools import count
 from threading import RLock
@@ -27,8 +28,9 @@ from sqlalchemy import NullPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-    from sqlalchemy import Engine, Pool
+    from sqlalchemy import AdaptedConnection, Engine, Pool, PoolProxiedConnection
     from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from typing_extensions import Self
 
@@ -62,90 +64,186 @@ class SharedPool(NullPool):
         return pool is self
 
 
+class TaskLock:
+    """Lets the tasks of an event loop take turns, as an `RLock` does threads."""
+
+    def __init__(self, connection: AdaptedConnection) -> None:
+        self._connection = connection
+        self._lock = asyncio.Lock()
+        self._owner: asyncio.Task[Any] | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if self._owner is not task:
+            # SQLAlchemy's documented way to await something where it calls a driver.
+            self._connection.run_async(lambda _: self._lock.acquire())
+            self._owner = task
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            self._lock.release()
+
+
 class SharedConnection:
     """An engine's one open transaction, of which all others are savepoints.
 
-    Takes the engine over when it is made, and gives it back in :meth:`end`.
+    Takes the engine over when it is made, and gives it back in :meth:`end`. Connects
+    when the engine does, on the event loop that it is used on where it is an async one.
     """
+
+    driver: DBAPIConnection
+    """The driver's connection, which all stand-ins stand for."""
+    lock: AbstractContextManager[object]
+    """Held for each statement."""
+    autocommit: bool
+    """Whether the engine's connections commit each statement."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.lock = RLock()
         self.ended = False
         self.refused: IsolationError | None = None
         # Those that have written, in the order of their savepoints; and above them
         # the one that has only read and has a savepoint, if there is one.
         self.writers: list[StandIn] = []
         self.reader: StandIn | None = None
+        # Those that were dropped where nothing could be awaited.
+        self.abandoned: list[StandIn] = []
+        self._connecting = RLock()
+        self._pooled: PoolProxiedConnection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._begun = False
+        self._name = f"isolate_{next(_numbers)}"
         self._on_end = ExitStack()
-        with ExitStack() as on_error:
-            self._connection = on_error.enter_context(engine.connect())
-            on_error.callback(self._on_end.close)
-            self.driver = _driver_of(self._connection.connection.dbapi_connection)
-            self.autocommit = False
-            self._name = f"isolate_{next(_numbers)}"
-            self._begin()
-            on_error.pop_all()
         self.pool = SharedPool(self._check_out, dialect=engine.dialect)
         self.pool.replaced = engine.pool
         engine.pool = self.pool
 
+    def _check_out(self) -> DBAPIConnection:
+        with self._connecting:
+            if self._pooled is None:
+                self._connect()
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise IsolationError(
+                f"{self.engine} is used on a second event loop. Inside isolate() it "
+                "has one connection, which belongs to the first. Run all that uses it "
+                "on one, as 'app.ensure_sync(function)()' does."
+            )
+        with self.lock:
+            if not self._begun:
+                self._begin()
+        # It has all that the protocol names, most of it by `__getattr__`.
+        return cast("DBAPIConnection", StandIn(self))
+
+    def _connect(self) -> None:
+        pooled = self.pool.replaced.connect()
+        if self._pooled is not None:  # another task was faster
+            pooled.close()
+            return
+        driver = pooled.dbapi_connection
+        assert driver is not None  # it was checked out just now
+        self.driver = driver
+        if isinstance(driver, StandIn):  # of another block, around this one
+            self.lock = driver.shared.lock
+        elif self.engine.dialect.is_async:
+            self.lock = TaskLock(cast("AdaptedConnection", driver))
+        else:
+            self.lock = RLock()
+        if self.engine.dialect.is_async:
+            self._loop = asyncio.get_running_loop()
+        self._pooled = pooled
+
     def _begin(self) -> None:
         """Begin a transaction, whatever mode the driver is in."""
         dialect, driver = self.engine.dialect, self.driver
-        if "isolation_level" in self.engine.get_execution_options():
-            # It is this engine's, and others may share the pool.
-            dialect.reset_isolation_level(driver)
-        if isinstance(driver, StandIn):  # of another block, around this one
-            self.autocommit = driver.autocommit
-            driver.autocommit = False
-        elif dialect.name == "sqlite":
-            # Python 3.12's `autocommit`; the older attribute counts without it.
-            mode = getattr(driver, "autocommit", None)
-            if driver.in_transaction and mode is not False:
-                raise IsolationError(
-                    f"{self.engine} has a single connection, which was in a "
-                    "transaction that began before isolate(), and is rolled back now. "
-                    "End the transaction before the block."
+        with ExitStack() as on_error:
+            on_error.callback(self._on_end.close)
+            if isinstance(driver, StandIn):
+                self.autocommit = driver.autocommit
+                driver.autocommit = False
+            elif dialect.name == "sqlite":
+                # Python 3.12's `autocommit`; the older attribute counts without it.
+                mode = self._sqlite_autocommit()
+                if mode is not False and self._in_transaction():
+                    raise IsolationError(
+                        f"{self.engine} has a single connection, which was in a "
+                        "transaction that began before isolate(), and is rolled back "
+                        "now. End the transaction before the block."
+                    )
+                self.autocommit = mode is True or (
+                    mode is not False and driver.isolation_level is None
                 )
-            self.autocommit = mode is True or (
-                mode is not False and driver.isolation_level is None
-            )
-            self._on_end.callback(self._roll_back_sqlite)
-        else:
-            # Not every driver tells in this way whether it is in autocommit.
-            mode = getattr(driver, "autocommit", None)
-            self.autocommit = mode is True
-            level = dialect.default_isolation_level
-            if mode is not False and level is not None:
-                dialect.set_isolation_level(driver, level)
-                self._on_end.callback(dialect.reset_isolation_level, driver)
-            self._on_end.callback(driver.rollback)
-        # In SQLite this begins the transaction; its driver would at a change only.
-        self.execute(f"SAVEPOINT {self._name}")
+                self._on_end.callback(self._roll_back_sqlite)
+            else:
+                # Not every driver tells in this way whether it is in autocommit.
+                mode = getattr(driver, "autocommit", None)
+                self.autocommit = mode is True
+                level = dialect.default_isolation_level
+                if mode is not False and level is not None:
+                    dialect.set_isolation_level(driver, level)
+                    self._on_end.callback(dialect.reset_isolation_level, driver)
+                self._on_end.callback(driver.rollback)
+            # In SQLite this begins the transaction; its driver would at a change only.
+            self.execute(f"SAVEPOINT {self._name}")
+            on_error.pop_all()
+        self._begun = True
 
     def end(self) -> None:
         """Roll back, and give the engine back its pool and the pool its connection.
 
         :raises IsolationError: when the transaction was ended by something else.
         """
-        with self.lock:
+        self.engine.pool = self.pool.replaced
+        if self._pooled is None:
             self.ended = True
-            self.engine.pool = self.pool.replaced
-            with self._connection:
+        elif self._loop is None:
+            self._end(self._pooled)
+        elif self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(
+                _run_sync(partial(self._end, self._pooled)), self._loop
+            ).result()
+        else:
+            self.ended = True
+            if self.engine.dialect.has_terminate:
+                self._pooled.invalidate()
+            else:  # its driver awaits the close, on any loop
+                asyncio.run(_run_sync(self._pooled.invalidate))
+            raise IsolationError(
+                f"The event loop that {self.engine} was used on ended before "
+                "isolate() did, so that its connection was dropped, and the database "
+                "left to roll it back. End the block first: write 'async with "
+                "isolate(...)' in what the loop runs."
+            )
+
+    def _end(self, pooled: PoolProxiedConnection) -> None:
+        with self.lock, ExitStack() as stack:
+            self.ended = True
+            stack.callback(pooled.close)
+            stack.callback(self._on_end.close)
+            if self._begun:
                 try:
                     # Is there only if the transaction is.
                     self.execute(f"ROLLBACK TO SAVEPOINT {self._name}")
                 except self.engine.dialect.loaded_dbapi.Error as error:
                     raise self._ended_by_another() from error
-                finally:
-                    self._on_end.close()
+
+    def _sqlite_autocommit(self) -> object:
+        raw = self.engine.dialect.get_driver_connection(self.driver)
+        return getattr(raw, "autocommit", None)
+
+    def _in_transaction(self) -> bool:
+        """Tell whether a transaction is open, where the driver tells."""
+        raw = self.engine.dialect.get_driver_connection(self.driver)
+        return bool(getattr(raw, "in_transaction", True))
 
     def _roll_back_sqlite(self) -> None:
-        # In autocommit the driver's own method does nothing.
-        if getattr(self.driver, "autocommit", None) is not True:
-            self.driver.rollback()
-        elif self.driver.in_transaction:
+        self.driver.rollback()
+        # In autocommit the driver's own method does nothing; where a transaction is
+        # always open, it begins the next.
+        if self._sqlite_autocommit() is not False and self._in_transaction():
             self.execute("ROLLBACK")
 
     def _ended_by_another(self) -> IsolationError:
@@ -155,10 +253,6 @@ class SharedConnection:
             "the database. The cause is a statement that commits by itself, or a use "
             "of the same driver connection that was open before the block."
         )
-
-    def _check_out(self) -> DBAPIConnection:
-        # It has all that the protocol names, most of it by `__getattr__`.
-        return cast("DBAPIConnection", StandIn(self))
 
     def execute(self, statement: str) -> None:
         """Execute a statement of our own, that no event listener sees."""
@@ -170,8 +264,11 @@ class SharedConnection:
 
     def before(self, one: StandIn, writes: bool) -> None:
         """Set the savepoints as they have to be for a statement of `one`."""
-        if not getattr(self.driver, "in_transaction", True):
+        if not self._in_transaction():
             raise self._ended_by_another()  # SQLite's savepoint would not fail
+        while self.abandoned:
+            with suppress(IsolationError):  # is raised again at the end of the block
+                self.abandoned.pop().rollback()
         if self.reader is not one:
             self._forget_reader()
             if one not in self.writers:
@@ -288,12 +385,30 @@ class StandIn:
         elif name not in ("read_only", "readonly", "deferrable"):
             setattr(self.shared.driver, name, value)
 
+    # What setting the attributes does, as methods: psycopg2 and asyncpg have the
+    # first alone, async psycopg has the others for the rest.
+
     def set_isolation_level(self, level: object) -> None:
-        """Do what setting the attributes does: psycopg2 has this method instead."""
-        self.autocommit = level == 0
+        if not hasattr(self.shared.driver, "set_autocommit"):
+            self.autocommit = level in (0, "autocommit")
+
+    def set_autocommit(self, value: bool) -> None:
+        self.autocommit = value
+
+    def set_read_only(self, value: object) -> None:
+        pass
+
+    def set_deferrable(self, value: object) -> None:
+        pass
 
     def cursor(self, *args: Any, **kwargs: Any) -> StandInCursor:
-        return StandInCursor(self, self.shared.driver.cursor(*args, **kwargs))
+        cursor = self.shared.driver.cursor(*args, **kwargs)
+        # An async driver's plain cursor has all rows when it has executed, and can be
+        # asked for them where nothing can be awaited.
+        has_rows = self.shared.engine.dialect.is_async and not (args or kwargs)
+        return StandInCursor(
+            self, cursor, nullcontext() if has_rows else self.shared.lock
+        )
 
     def commit(self) -> None:
         with self.shared.lock:
@@ -316,6 +431,10 @@ class StandIn:
     def close(self) -> None:
         if not self.shared.ended:
             self.rollback()
+
+    def terminate(self) -> None:
+        """Roll back soon. The collector calls this, where nothing can be awaited."""
+        self.shared.abandoned.append(self)
 
     def run(self, statement: object, call: Callable[[], T]) -> T | None:
         """Call what executes a statement, at the right savepoint."""
@@ -384,7 +503,7 @@ class StandIn:
 
     def watch(self, name: str, value: T) -> T:
         """Count what a driver does beyond `execute` as a change."""
-        if name.startswith(("call", "copy", "execute", "stream")):
+        if name.startswith(("call", "copy", "execute", "run_async", "stream")):
             self.run("", lambda: None)
         return value
 
@@ -392,12 +511,18 @@ class StandIn:
 class StandInCursor:
     """A driver's cursor that tells the stand-in what it executes."""
 
-    def __init__(self, connection: StandIn, cursor: DBAPICursor) -> None:
-        vars(self).update(_connection=connection, _cursor=cursor)
+    def __init__(
+        self,
+        connection: StandIn,
+        cursor: DBAPICursor,
+        fetching: AbstractContextManager[object],
+    ) -> None:
+        vars(self).update(_connection=connection, _cursor=cursor, _fetching=fetching)
 
     if TYPE_CHECKING:
         _connection: StandIn
         _cursor: DBAPICursor
+        _fetching: AbstractContextManager[object]
 
     def execute(self, operation: Any, *args: Any, **kwargs: Any) -> StandInCursor:
         self._connection.run(
@@ -415,19 +540,19 @@ class StandInCursor:
     # another thread uses the connection.
 
     def fetchone(self) -> Any:
-        with self._connection.shared.lock:
+        with self._fetching:
             return self._cursor.fetchone()
 
     def fetchmany(self, *args: Any, **kwargs: Any) -> Any:
-        with self._connection.shared.lock:
+        with self._fetching:
             return self._cursor.fetchmany(*args, **kwargs)
 
     def fetchall(self) -> Any:
-        with self._connection.shared.lock:
+        with self._fetching:
             return self._cursor.fetchall()
 
     def close(self) -> None:
-        with self._connection.shared.lock:
+        with self._fetching:
             self._cursor.close()
 
     def __iter__(self) -> Iterator[Any]:
@@ -446,9 +571,11 @@ class StandInCursor:
         self.close()
 
 
-def _driver_of(connection: DBAPIConnection | None) -> DBAPIConnection:
-    assert connection is not None  # it was checked out just now
-    return connection
+async def _run_sync(function: Callable[[], None]) -> None:
+    """Call what may use an async driver's connection."""
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415  # needs greenlet, as nothing else here
+
+    await AsyncSession().run_sync(lambda _: function())
 
 
 def _ended() -> IsolationError:

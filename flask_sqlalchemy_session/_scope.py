@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from flask import Flask
     from flask.ctx import AppContext
+    from sqlalchemy.orm import Session
     from typing_extensions import ParamSpec
 
     P = ParamSpec("P")
@@ -209,15 +210,23 @@ def _find_scope() -> Scope | None:
 class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
     """Keeps a scoped session object's session in the scope of the current context."""
 
-    __slots__ = ("extension", "owner")
+    __slots__ = ("extension", "owner", "prepare")
+
+    prepare: Callable[[T], None] | None
+    """Is given each session before its first use, while tests isolate them."""
 
     def __init__(self, owner: O, extension: str) -> None:
         super().__init__(self.make_session, current_context)
         self.owner = owner
         self.extension = extension
+        self.prepare = None
 
     def make_session(self, **kw: object) -> T:
         """Make a session, whatever the context."""
+        raise NotImplementedError
+
+    def sync_session(self, session: T) -> Session:
+        """Return the `Session` that does the work of a session."""
         raise NotImplementedError
 
     def close_session(self, session: T, *, wait: bool = True) -> None:

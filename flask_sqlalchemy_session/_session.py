@@ -25,14 +25,7 @@ EXTENSION = "sqlalchemy_session"
 class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
     """Makes and closes the sessions of a `FlaskScopedSession`."""
 
-    __slots__ = ("prepare",)
-
-    prepare: Callable[[Session], None] | None
-    """Is given each session before its first use, while tests isolate them."""
-
-    def __init__(self, owner: FlaskScopedSession[S], extension: str) -> None:
-        super().__init__(owner, extension)
-        self.prepare = None
+    __slots__ = ()
 
     def make_session(self, **kw: object) -> S:
         factory = self.owner.session_factory
@@ -42,6 +35,9 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
         check_session(session, factory)
         if self.prepare is not None:
             self.prepare(session)
+        return session
+
+    def sync_session(self, session: S) -> Session:
         return session
 
     def close_session(self, session: S, *, wait: bool = True) -> None:

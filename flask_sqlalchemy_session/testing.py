@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection
 
 from ._savepoints import IsolationError, SharedConnection, StandIn
-from ._session import SessionRegistry
+from ._scoped import ContextScoped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from typing_extensions import ParamSpec
 
+    from ._scope import ContextRegistry
+
     _P = ParamSpec("_P")
+    _Registry = ContextRegistry[Any, Any]  # whatever the type of its sessions
 
 _R = TypeVar("_R")
 
@@ -30,7 +34,7 @@ __all__ = ["Isolatable", "Isolation", "IsolationError", "isolate"]
 
 
 class Isolatable(Protocol):
-    """A :class:`.FlaskScopedSession`, whatever the type of its sessions."""
+    """A scoped session object, sync or async, whatever the type of its sessions."""
 
     @property
     def name(self) -> str:
@@ -42,12 +46,8 @@ class Isolatable(Protocol):
         """What makes its sessions."""
         ...
 
-    def commit(self) -> None:
-        """Commit the current context's session."""
-        ...
-
-    def remove(self) -> None:
-        """Close the current context's session."""
+    def remove(self) -> object:
+        """Close the current context's session, or return what does when awaited."""
         ...
 
 
@@ -59,15 +59,34 @@ class Isolation:
         self._registries = [_registry_of(session) for session in sessions]
         self._lock = RLock()
         self._shared: list[SharedConnection] = []
-        # The sessions made in the block, with the attributes that they had.
-        self._prepared: WeakKeyDictionary[Session, dict[str, Any]] = WeakKeyDictionary()
+        # The sessions made in the block, with who made them and the attributes that
+        # they had.
+        self._prepared: WeakKeyDictionary[object, tuple[_Registry, dict[str, Any]]]
+        self._prepared = WeakKeyDictionary()
 
     def __enter__(self) -> None:
         """Begin the block. The database is not touched before a session is used.
 
         :raises RuntimeError: when one of the objects is isolated already, is given
-            twice, or has a session in the current context.
+            twice, or has a session in the current context; or when one is async, and
+            an event loop runs here.
         """
+        if _runs_on_a_loop() and any(map(_is_async, self._scoped)):
+            raise RuntimeError(
+                "The end of an isolate() block waits for the event loop that async "
+                "sessions are used on, and can't wait on a loop. Write 'async with "
+                "isolate(...)'."
+            )
+        self._begin()
+
+    async def __aenter__(self) -> None:
+        """Begin the block, as :meth:`__enter__` does, in a coroutine.
+
+        :raises RuntimeError: as there.
+        """
+        self._begin()
+
+    def _begin(self) -> None:
         for scoped, registry in zip(self._scoped, self._registries, strict=True):
             if registry.prepare is not None or self._registries.count(registry) > 1:
                 raise RuntimeError(
@@ -82,7 +101,7 @@ class Isolation:
                     "first."
                 )
         for registry in self._registries:
-            registry.prepare = self._prepare
+            registry.prepare = partial(self._prepare, registry)
 
     def __exit__(
         self,
@@ -103,17 +122,30 @@ class Isolation:
         with ExitStack() as stack:
             for connection in shared:
                 stack.callback(connection.end)
-            for session, attributes in list(self._prepared.items()):
-                stack.callback(_restore, session, attributes)
-                stack.callback(session.close)
+            for session, (registry, attributes) in list(self._prepared.items()):
+                stack.callback(_restore, registry.sync_session(session), attributes)
+                stack.callback(registry.close_session, session)
             self._prepared.clear()
-            for scoped in self._scoped:
-                stack.callback(scoped.remove)
+            for registry in self._registries:
+                stack.callback(_remove, registry)
             for registry in self._registries:
                 registry.prepare = None
         for connection in shared:
             if value is None and connection.refused is not None:
                 raise connection.refused
+
+    async def __aexit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the block, as :meth:`__exit__` does, in a coroutine.
+
+        :raises IsolationError: as there.
+        """
+        # Another thread can wait for what this one's loop has to do.
+        await asyncio.to_thread(self.__exit__, type_, value, traceback)
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Decorate a function, so that each call of it is a block.
@@ -129,8 +161,8 @@ class Isolation:
         ):
             raise TypeError(
                 f"isolate() decorates plain functions, but the body of {function!r} "
-                "runs after the call has returned. Write 'with isolate(session):' "
-                "inside it."
+                "runs after the call has returned. Write 'with isolate(session):', or "
+                "'async with', inside it."
             )
 
         @wraps(function)
@@ -140,12 +172,13 @@ class Isolation:
 
         return isolated
 
-    def _prepare(self, session: Session) -> None:
+    def _prepare(self, registry: _Registry, made: object) -> None:
         """Let a new session's engines be taken over before it connects to them."""
-        if session in self._prepared:
+        if made in self._prepared:
             return
+        session = registry.sync_session(made)
         if session.in_transaction():
-            session.close()
+            registry.close_session(made)
             raise IsolationError(
                 "The session factory returned a session that is in a transaction "
                 "already, on a connection that isolate() can't roll back. Begin it "
@@ -170,9 +203,8 @@ class Isolation:
             "connection": reaching_connection,
             "twophase": False,  # a transaction that is prepared can't be undone
         }
-        self._prepared[session] = {
-            name: attributes[name] for name in replaced if name in attributes
-        }
+        had = {name: attributes[name] for name in replaced if name in attributes}
+        self._prepared[made] = registry, had
         attributes.update(replaced)
 
     def _reach(self, bind: Engine | Connection) -> Engine | Connection:
@@ -191,14 +223,33 @@ class Isolation:
         return bind
 
 
-def _registry_of(session: Isolatable) -> SessionRegistry[Session]:
-    # After `isinstance` pyright would hold it for a registry of unknown sessions.
-    if not issubclass(type(session.registry), SessionRegistry):
+def _registry_of(session: Isolatable) -> _Registry:
+    # After `isinstance` pyright would hold it for an owner of unknown sessions. A
+    # proxy claims the class of its session, which has another `registry`.
+    if not issubclass(type(session), ContextScoped):
         raise TypeError(
-            f"isolate() takes a FlaskScopedSession, or several, not {session!r}."
+            "isolate() takes a FlaskScopedSession or a FlaskAsyncScopedSession, or "
+            f"several, not {session!r}."
         )
-    # Whatever the type of its sessions, each is a `Session`.
-    return cast("SessionRegistry[Session]", session.registry)
+    return cast("_Registry", session.registry)
+
+
+def _is_async(session: Isolatable) -> bool:
+    return iscoroutinefunction(session.remove)
+
+
+def _runs_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _remove(registry: _Registry) -> None:
+    """Remove the current context's session, if there is one."""
+    if registry.has():
+        registry.release(registry())
 
 
 def _restore(session: Session, attributes: dict[str, Any]) -> None:
@@ -267,16 +318,22 @@ def isolate(session: Isolatable, *more: Isolatable) -> Isolation:
     again and is not isolated any more. One that was made before the block, in another
     context, should not be used inside it: what it has begun is not rolled back.
 
-    :param session: a :class:`.FlaskScopedSession`.
+    For async sessions too, of a :class:`.FlaskAsyncScopedSession`; in a coroutine write
+    ``async with isolate(session):``. Its engine's one connection belongs to the event
+    loop that used it first, which all has to run on and which has to run until the
+    block has ended, as views and ``app.ensure_sync`` see to. Tasks take turns.
+
+    :param session: a :class:`.FlaskScopedSession` or :class:`.FlaskAsyncScopedSession`.
     :param more: others, to be isolated in the same block.
     :return: the context manager, which is a decorator for plain functions too. It can
         be used again after the block.
     :raises TypeError: when it is given anything else.
 
     The block raises a :exc:`RuntimeError` on entry when one of the objects is isolated
-    already, or has a session in the current context. What can't be isolated raises an
+    already, or has a session in the current context, or is async where ``with`` would
+    have to wait on an event loop. What can't be isolated raises an
     :exc:`IsolationError` where it is tried: a session bound to a connection from
     outside, a session that its factory returns in a transaction, a two-phase commit by
-    hand.
+    hand, a second event loop.
     """
     return Isolation((session, *more))

@@ -134,7 +134,12 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
         session = factory(**kw)
         check_session(session, factory)
         self._settle(session)
+        if self.prepare is not None:
+            self.prepare(session)
         return session
+
+    def sync_session(self, session: AS) -> Session:
+        return session.sync_session
 
     def set(self, obj: AS) -> None:
         self._settle(obj)
