@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from scipy.stats import quantile_test
 
 from . import rows
 from .contestants import BY_THREAD, EMPTY_HOOK, FLOOR, OURS
@@ -41,6 +42,7 @@ PACKAGES = [
     "alchemical",
     "svcs",
     "pyperf",
+    "scipy",
 ]
 
 INTRODUCTION = """\
@@ -48,8 +50,9 @@ INTRODUCTION = """\
 
 Written by `python -m benchmarks`, which measures everything on this page in one run:
 every contestant in turn, in rounds, in each of several processes. A cell is the median
-of all rounds. A ratio is the median of the ratios in each round, which other load on
-the machine changes little: below 1, this library is the faster or the smaller.
+of all rounds. A ratio is that of samples of the same round, which other load on the
+machine changes little: the median of a process's rounds, and of those the median of
+the processes. Below 1, this library is the faster or the smaller.
 
 "By hand" is the floor, what Python, Flask and SQLAlchemy cost alone: a session in an
 attribute of an object in a context variable, `with Session(engine)` in a view or a
@@ -65,6 +68,12 @@ A peer has one way to its session, which stands in each row that compares it wit
 of this library's: Flask-SQLAlchemy's `db.session()` and `db.session.is_active`,
 `db.session` of Flask-SQLAlchemy-Lite and Alchemical, `alchemy.get_sync_session()` of
 Advanced Alchemy, and `svcs.flask.get(Session)`.
+"""
+
+INTERVALS = """\
+In brackets, what the ratio is with a confidence of at least 95 %, by how much the
+processes differ. Where that is on both sides of the most that it should be, the
+difference is within noise.
 """
 
 REASONS = """\
@@ -86,6 +95,19 @@ Where this library is not the least:
 """
 
 
+class Ratio(NamedTuple):
+    """How much more this library costs than another, and how sure that is."""
+
+    value: float
+    low: float
+    high: float
+
+    def at_most(self, bound: float) -> str:
+        if self.high <= bound:
+            return "yes"
+        return "no" if self.low > bound else "within noise"
+
+
 class Results:
     """The measurements of a whole run."""
 
@@ -105,11 +127,24 @@ class Results:
             key=lambda peer: self.benchmark(row, peer).median(),
         )
 
-    def ratio(self, row: str, other: str) -> float:
-        """How much more this library costs than another, within each round."""
-        ours = self.benchmark(row, OURS).get_values()
-        others = self.benchmark(row, other).get_values()
-        return median(mine / theirs for mine, theirs in zip(ours, others, strict=True))
+    def ratio(self, row: str, other: str) -> Ratio:
+        """Compare this library with another, within each round of each process."""
+        # The rounds of a process have its memory layout in common, so that what they
+        # agree on is less sure than it looks. Processes have nothing in common.
+        of_processes = [
+            median(
+                mine / theirs
+                for mine, theirs in zip(ours.values, others.values, strict=True)
+            )
+            for ours, others in zip(
+                self.benchmark(row, OURS).get_runs(),
+                self.benchmark(row, other).get_runs(),
+                strict=True,
+            )
+        ]
+        middle = median(of_processes)
+        interval = quantile_test(of_processes, p=0.5).confidence_interval(0.95)
+        return Ratio(middle, float(interval.low), float(interval.high))
 
 
 def markdown(results: Results) -> str:
@@ -123,6 +158,7 @@ def markdown(results: Results) -> str:
         SAME_WAY,
         "## What we want to see",
         _goals(results),
+        INTERVALS,
         REASONS,
         "## How cost grows",
         "Time for each use, by all threads together, with more of everything else:",
@@ -172,7 +208,7 @@ def _comparison(results: Results) -> str:
             cells.append(f"**{cell}**" if contestant in (OURS, best) else cell)
         by_context = results.best_peer(row, BY_CONTEXT)
         cells += [
-            format(results.ratio(row, other), ".2f")
+            format(results.ratio(row, other).value, ".2f")
             for other in (best, by_context, FLOOR)
         ]
         lines.append(cells)
@@ -193,8 +229,8 @@ def _goals(results: Results) -> str:
 
     def goal(text: str, row: str, other: str, most: float) -> None:
         ratio = results.ratio(row, other)
-        verdict = "yes" if ratio <= most else "no"
-        lines.append([text, f"{ratio:.2f}", f"{most:.2f}", verdict])
+        shown = f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+        lines.append([text, shown, f"{most:.2f}", ratio.at_most(most)])
 
     for row in ROWS:
         best = results.best_peer(row)

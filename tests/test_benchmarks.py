@@ -21,6 +21,7 @@ _NEEDS = (
     "gunicorn",
     "matplotlib",
     "pyperf",
+    "scipy",
     "svcs",
 )
 _MISSING = [module for module in _NEEDS if find_spec(module) is None]
