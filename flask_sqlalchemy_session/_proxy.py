@@ -63,7 +63,7 @@ class CurrentSession(SessionProxy[Session]):
                 pass
             else:
                 return getattr(session, name)
-            return getattr(_default_session(), name)
+            return getattr(_default().registry(), name)
 
         def __getattr__(self, name: str) -> object:
             target = _default() if name in _SCOPED else self._get_current_object()
