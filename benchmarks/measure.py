@@ -44,8 +44,8 @@ class Effort:
 
 EFFORTS = {
     "full": Effort(
-        processes=10,
-        rounds=50,
+        processes=9,
+        rounds=40,
         sample=0.002,
         imports=2,
         weighed=200,
