@@ -78,7 +78,8 @@ class Scope:
         try:
             _release_each(list(self.sessions.items()))
         finally:
-            self.close()  # what a `remove` left or made
+            if self.sessions:  # what a `remove` left or made
+                self.close()
 
     def close(self, *, wait: bool = True) -> None:
         """Close what is here without asking the owners' `remove`."""
