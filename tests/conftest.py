@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, StaticPool, create_engine
+from sqlalchemy import (
+    AsyncAdaptedQueuePool,
+    Engine,
+    StaticPool,
+    create_engine,
+    make_url,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
 
+from .async_support import run
 from .support import Base, Held, User
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
+DRIVERS = ["asyncpg", "psycopg", "aiosqlite"]
 DATABASES = ["sqlite-memory", "sqlite-file", "postgresql"]
 
 
@@ -90,3 +100,48 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.fixture(params=DRIVERS)
+def async_engine(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[AsyncEngine]:
+    """An engine with a pool and an empty `users` table."""
+    if request.param == "aiosqlite":
+        url = make_url(f"sqlite+aiosqlite:///{tmp_path}/test.sqlite3")
+    else:
+        url = make_url(request.getfixturevalue("postgresql_url"))
+        url = url.set(drivername=f"postgresql+{request.param}")
+    # The default, for SQLite's files since SQLAlchemy 2.0.38.
+    engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
+
+    async def create() -> None:
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+
+    async def drop() -> None:
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.drop_all)
+        await engine.dispose()
+
+    run(create)
+    yield engine
+    run(drop)
+
+
+@pytest.fixture
+def idle_in_transaction(async_engine: AsyncEngine) -> Callable[[], int]:
+    """Asks the server how many of its backends are left in a transaction."""
+
+    async def count() -> int:
+        if async_engine.dialect.name == "sqlite":
+            return 0
+        query = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND state LIKE 'idle in transaction%'"
+        )
+        async with async_engine.connect() as connection:
+            left: int = (await connection.execute(query)).scalar_one()
+        return left
+
+    return lambda: run(count)

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from flask import Flask, Response, stream_with_context
-from sqlalchemy import AsyncAdaptedQueuePool, func, make_url, select, text
+from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
-    create_async_engine,
 )
 from sqlalchemy.orm import Session
 
@@ -33,7 +32,8 @@ from flask_sqlalchemy_session.asyncio import (
     use_one_event_loop,
 )
 
-from .support import Base, Held, User
+from .async_support import run, wait_until
+from .support import Held, User
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-DRIVERS = ["asyncpg", "psycopg", "aiosqlite"]
 REQUESTS = 40
 
 
@@ -52,41 +51,6 @@ def app() -> Flask:
     app.testing = True
     use_one_event_loop(app)
     return app
-
-
-def run(function: Callable[[], Coroutine[object, object, T]]) -> T:
-    """Run a coroutine function on the loop that all applications share."""
-    app = Flask("another")
-    use_one_event_loop(app)
-    result: T = app.ensure_sync(function)()
-    return result
-
-
-@pytest.fixture(params=DRIVERS)
-def async_engine(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[AsyncEngine]:
-    """An engine with a pool and an empty `users` table."""
-    if request.param == "aiosqlite":
-        url = make_url(f"sqlite+aiosqlite:///{tmp_path}/test.sqlite3")
-    else:
-        url = make_url(request.getfixturevalue("postgresql_url"))
-        url = url.set(drivername=f"postgresql+{request.param}")
-    # The default, for SQLite's files since SQLAlchemy 2.0.38.
-    engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
-
-    async def create() -> None:
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
-
-    async def drop() -> None:
-        async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.drop_all)
-        await engine.dispose()
-
-    run(create)
-    yield engine
-    run(drop)
 
 
 @pytest.fixture
@@ -99,24 +63,6 @@ def session(
     app: Flask, async_engine: AsyncEngine
 ) -> FlaskAsyncScopedSession[AsyncSession]:
     return FlaskAsyncScopedSession(async_sessionmaker(async_engine), app)
-
-
-@pytest.fixture
-def idle_in_transaction(async_engine: AsyncEngine) -> Callable[[], int]:
-    """Asks the server how many of its backends are left in a transaction."""
-
-    async def count() -> int:
-        if async_engine.dialect.name == "sqlite":
-            return 0
-        query = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND state LIKE 'idle in transaction%'"
-        )
-        async with async_engine.connect() as connection:
-            left: int = (await connection.execute(query)).scalar_one()
-        return left
-
-    return lambda: run(count)
 
 
 async def count_users() -> int:
@@ -522,16 +468,6 @@ def test_a_context_inside_a_view_has_a_session_of_its_own(
     serve(app, view)
     # Closed by a task that began at the end of the inner context.
     wait_until(lambda: held.count == 0)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Let the loop go on until a claim holds; the test's time limit ends it."""
-    while not holds():
-        run(_turn)
-
-
-async def _turn() -> None:
-    await asyncio.sleep(0.001)
 
 
 def test_a_task_may_outlive_its_view_in_a_context_of_its_own(

@@ -1,0 +1,34 @@
+"""What the tests of async sessions share: the loop, and how to wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from flask import Flask
+
+from flask_sqlalchemy_session.asyncio import use_one_event_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+
+def run(function: Callable[[], Coroutine[object, object, T]]) -> T:
+    """Run a coroutine function on the loop that all applications share."""
+    app = Flask("another")
+    use_one_event_loop(app)
+    result: T = app.ensure_sync(function)()
+    return result
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Let the loop go on until a claim holds; the test's time limit ends it."""
+    while not holds():
+        run(_turn)
+
+
+async def _turn() -> None:
+    await asyncio.sleep(0.001)
