@@ -32,3 +32,11 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 async def _turn() -> None:
     await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let the loop finish what it was told to do and nobody waits for."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    if tasks:
+        _, running = await asyncio.wait(tasks, timeout=10)
+        assert not running

@@ -121,6 +121,9 @@ def async_engine(
 
     async def drop() -> None:
         async with engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                # Do not wait for ever for what a failed test holds.
+                await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
             await connection.run_sync(Base.metadata.drop_all)
         await engine.dispose()
 
