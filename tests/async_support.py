@@ -34,6 +34,10 @@ async def _turn() -> None:
     await asyncio.sleep(0.001)
 
 
+async def running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
 async def settle() -> None:
     """Let the loop finish what it was told to do and nobody waits for."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}

@@ -13,7 +13,7 @@ import warnings
 from contextvars import Context, copy_context
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from weakref import ref
 
 import pytest
@@ -21,7 +21,7 @@ from flask import Flask, current_app, has_app_context
 from flask.globals import app_ctx
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy import Engine, QueuePool, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
@@ -29,7 +29,7 @@ from flask_sqlalchemy_session import FlaskScopedSession
 from .support import Held
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flask.ctx import AppContext
 
@@ -38,6 +38,33 @@ T = TypeVar("T")
 
 class Planned(Exception):  # noqa: N818  # a fault of the model's, not an error
     """What hooks and closes raise when the model tells them to."""
+
+
+class Faulty(Protocol):
+    """A session, sync or async, that the model tells how its end is to fail."""
+
+    fault: str | None
+
+    @property
+    def info(self) -> dict[str, int]: ...
+
+
+class Registry(Protocol):
+    def has(self) -> bool: ...
+
+
+F_co = TypeVar("F_co", bound=Faulty, covariant=True)
+
+
+class Scoped(Protocol[F_co]):
+    """A scoped session object of either side."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def registry(self) -> Registry: ...
+    def init_app(self, app: Flask) -> None: ...
+    def __call__(self) -> F_co: ...
 
 
 class FaultySession(Session):
@@ -109,7 +136,7 @@ class Expected:
     def __init__(self, context: AppContext) -> None:
         self.context = ref(context)
         #: By the number of the scoped session object.
-        self.sessions: dict[int, FaultySession] = {}
+        self.sessions: dict[int, Faulty] = {}
 
 
 numbers = st.integers(0, 3)
@@ -123,6 +150,8 @@ def pick(number: int, lines: list[Line]) -> Line:
 
 
 class Scopes(RuleBasedStateMachine):
+    extension = "sqlalchemy_session"
+
     def __init__(self) -> None:
         super().__init__()
         # The safety net warns of what stragglers leave; nothing else may.
@@ -133,30 +162,56 @@ class Scopes(RuleBasedStateMachine):
         self.unraisable: list[type[BaseException]] = []
         self.unraisable_hook = sys.unraisablehook
         sys.unraisablehook = lambda args: self.unraisable.append(args.exc_type)
-        self.engine = create_engine(
-            "sqlite://",
-            poolclass=QueuePool,
-            pool_size=100,
-            connect_args={"check_same_thread": False},
-        )
+        self.engine = self.make_engine()
         self.held = Held(self.engine)
-        factory = sessionmaker(self.engine, class_=FaultySession)
-        self.objects = [
-            FaultyScopedSession(factory, name=name)
-            for name in ("default", "second", "third")
-        ]
+        self.objects = self.make_objects(["default", "second", "third"])
         self.apps = [self.make_app([0, 1, 2]), self.make_app([0, 2])]
         self.lines = [Line(Context()), Line(Context())]
         #: Contexts that are popped and can be pushed again.
         self.parked: list[AppContext] = []
         self.expected: list[Expected] = []
         #: Every session there was.
-        self.seen: list[FaultySession] = []
+        self.seen: list[Faulty] = []
         self.dropped = 0
         #: What the hooks of the next teardown are to do, and what they got.
         self.raising: set[str] = set()
         self.late: dict[str, int] = {}
-        self.got_late: list[tuple[int, FaultySession]] = []
+        self.got_late: list[tuple[int, Faulty]] = []
+
+    # What is different for async sessions.
+
+    def make_engine(self) -> Engine:
+        return create_engine(
+            "sqlite://",
+            poolclass=QueuePool,
+            pool_size=100,
+            connect_args={"check_same_thread": False},
+        )
+
+    def make_objects(self, names: list[str]) -> Sequence[Scoped[Faulty]]:
+        factory = sessionmaker(self.engine, class_=FaultySession)
+        self.scoped = [FaultyScopedSession(factory, name=name) for name in names]
+        return self.scoped
+
+    def execute(self, number: int) -> None:
+        """Use a session of the current context."""
+        self.scoped[number].execute(text("SELECT 1"))
+
+    def execute_in(self, line: Line, number: int) -> None:
+        line.run(partial(self.execute, number))
+
+    def remove_in(self, line: Line, number: int) -> None:
+        line.run(self.scoped[number].remove)
+
+    def raises_what_closing_raises(self, line: Line) -> bool:
+        """Tell whether a context that a line pops raises what closing raises."""
+        return True
+
+    def settle(self) -> None:
+        """Wait for what is closed in the background."""
+
+    def dispose(self) -> None:
+        self.engine.dispose()
 
     @property
     def pushing(self) -> list[Line]:
@@ -181,14 +236,13 @@ class Scopes(RuleBasedStateMachine):
         if name in self.late:
             number = self.late[name]
             if self.is_set_up(number, current_app):
-                session = self.objects[number]()
-                session.execute(text("SELECT 1"))
-                self.got_late.append((number, session))
+                self.execute(number)
+                self.got_late.append((number, self.objects[number]()))
         if name in self.raising:
             raise Planned
 
     def is_set_up(self, number: int, app: Flask) -> bool:
-        return self.objects[number].name in app.extensions["sqlalchemy_session"]
+        return self.objects[number].name in app.extensions[self.extension]
 
     def expected_of(self, context: AppContext) -> Expected:
         for expected in self.expected:
@@ -250,10 +304,10 @@ class Scopes(RuleBasedStateMachine):
             else:
                 self.check_new(real)
                 expected[one] = real
-            line.run(partial(session.execute, text("SELECT 1")))
+            self.execute_in(line, one)
             real.fault = fault
 
-    def check_new(self, session: FaultySession) -> None:
+    def check_new(self, session: Faulty) -> None:
         assert not any(session is other for other in self.seen)
         assert not session.info
         session.info["mark"] = len(self.seen)
@@ -279,7 +333,7 @@ class Scopes(RuleBasedStateMachine):
         sessions = self.expected_of(context).sessions
         fault = sessions[which].fault if which in sessions else None
         try:
-            line.run(self.objects[which].remove)
+            self.remove_in(line, which)
         except Planned:
             assert fault is not None
         else:
@@ -304,7 +358,9 @@ class Scopes(RuleBasedStateMachine):
         context = line.contexts.pop()
         expected = self.expected_of(context).sessions
         last = context not in line.contexts
-        failing = last and (self.raising or any(s.fault for s in expected.values()))
+        faults = [session.fault for session in expected.values()]
+        closing_raises = any(faults) and self.raises_what_closing_raises(line)
+        failing = last and (self.raising or closing_raises)
         try:
             line.run(context.pop)
         except Exception as error:
@@ -361,6 +417,7 @@ class Scopes(RuleBasedStateMachine):
 
     @invariant()
     def only_sessions_of_living_contexts_hold_connections(self) -> None:
+        self.settle()
         for expected in self.expected:
             if expected.context() is None and expected.sessions:
                 self.dropped += 1
@@ -371,7 +428,6 @@ class Scopes(RuleBasedStateMachine):
         assert [w.category for w in self.warned] == [ResourceWarning] * self.dropped
 
     def teardown(self) -> None:
-
         while self.pushing:
             self.pop_in(self.pushing[0])
         self.lines.clear()
@@ -383,7 +439,7 @@ class Scopes(RuleBasedStateMachine):
         finally:
             sys.unraisablehook = self.unraisable_hook
             self.catching.__exit__(None, None, None)
-            self.engine.dispose()
+            self.dispose()
 
 
 TestScopes = Scopes.TestCase
