@@ -8,12 +8,11 @@ import zipfile
 from email import message_from_string
 from importlib.metadata import distribution
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
-import flask_sqlalchemy_session
+import flask_sqlalchemy_session.asyncio
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -59,18 +58,19 @@ def described(request: pytest.FixtureRequest) -> Message:
     return message_from_string(text)
 
 
-def test_the_public_names_are_those_of_all() -> None:
-    public = {
-        name
-        for name, value in vars(flask_sqlalchemy_session).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
-    }
-    assert public == set(flask_sqlalchemy_session.__all__)
-    assert public == {
+def test_the_public_names_are_these() -> None:
+    assert set(flask_sqlalchemy_session.__all__) == {
         "FlaskScopedSession",
         "SessionFactory",
         "current_session",
         "flask_scoped_session",
+    }
+    assert set(flask_sqlalchemy_session.asyncio.__all__) == {
+        "AsyncSessionFactory",
+        "FlaskAsyncScopedSession",
+        "current_async_session",
+        "flask_async_scoped_session",
+        "use_one_event_loop",
     }
 
 

@@ -317,13 +317,14 @@ def test_a_checker_sees_the_names_that_are_there(completeness: dict[str, Any]) -
         assert all(hasattr(module, each) for each in module.__all__)
 
 
-def test_every_public_member_has_a_docstring() -> None:
+@pytest.mark.parametrize("module", ["", ".asyncio", ".testing"])
+def test_every_public_member_has_a_docstring(module: str) -> None:
     """What pyright does not count: properties."""
-    package = importlib.import_module(PACKAGE.name)
+    public = importlib.import_module(PACKAGE.name + module)
     undocumented = [
         f"{owner.__qualname__}.{name}"
-        for exported in package.__all__
-        if isinstance(class_ := getattr(package, exported), type)
+        for exported in public.__all__
+        if isinstance(class_ := getattr(public, exported), type)
         for owner in class_.__mro__
         if owner.__module__.startswith(PACKAGE.name)
         for name, member in vars(owner).items()
@@ -332,8 +333,9 @@ def test_every_public_member_has_a_docstring() -> None:
     assert not undocumented, "\n".join(undocumented)
 
 
-def test_the_package_has_the_names_that_it_says_and_no_other() -> None:
-    package = importlib.import_module(PACKAGE.name)
+@pytest.mark.parametrize("module", ["", ".asyncio"])
+def test_a_package_has_the_names_that_it_says_and_no_other(module: str) -> None:
+    package = importlib.import_module(PACKAGE.name + module)
     there = {
         name
         for name, value in vars(package).items()

@@ -1,8 +1,8 @@
 """One `AsyncSession` for each Flask application context."""
 
-from importlib.util import find_spec
+import importlib.util
 
-if find_spec("greenlet") is None:  # SQLAlchemy might say so late
+if importlib.util.find_spec("greenlet") is None:  # SQLAlchemy might say so late
     raise ImportError(
         "flask_sqlalchemy_session.asyncio needs greenlet, as SQLAlchemy's own asyncio "
         "extension does. Install it with: pip install 'sqlalchemy[asyncio]'"
