@@ -258,12 +258,12 @@ print("main ends", flush=True)
 """
 
 
-def test_an_application_whose_requests_are_sync_starts_nothing() -> None:
-    assert in_a_process(SYNC) == "200 200\n1\n"
+def test_a_context_that_never_uses_the_session_calls_nothing_async() -> None:
+    assert in_a_process(SYNC) == "200 200\n1 []\n"
 
 
 SYNC = """
-import threading
+import inspect, sys, threading
 from flask import Flask
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from flask_sqlalchemy_session.asyncio import (
@@ -276,8 +276,20 @@ use_one_event_loop(app)
 FlaskAsyncScopedSession(async_sessionmaker(), app)
 app.add_url_rule("/", view_func=lambda: "", endpoint="view")
 client = app.test_client()
-print(client.get("/").status_code, client.get("/").status_code)
-print(threading.active_count())
+called = set()
+
+def note(frame, *_):
+    module = frame.f_globals["__name__"]
+    of_async = ("asyncio", "asgiref", "flask_sqlalchemy_session.asyncio")
+    if module.startswith(of_async) or frame.f_code.co_flags & inspect.CO_COROUTINE:
+        called.add(frame.f_code.co_name)
+
+sys.setprofile(note)
+threading.setprofile(note)
+statuses = [client.get("/").status_code for _ in range(2)]
+sys.setprofile(None)
+print(*statuses)
+print(threading.active_count(), sorted(called))
 """
 
 
