@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
 from contextvars import Context
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, TypeVar
 
 from hypothesis import settings
@@ -23,7 +23,7 @@ from flask_sqlalchemy_session.asyncio import (
 
 from . import test_model
 from .async_support import run, running_loop, settle
-from .test_model import Faulty, Line, Planned, Scoped, Scopes
+from .test_model import Faulty, Line, Planned, Scoped, Scopes, run_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,17 +60,14 @@ class LoopLine(Line):
     """A line on the event loop itself, where nothing can wait for a session's end."""
 
     def run(self, action: Callable[[], T]) -> T:
-        done: Future[T] = Future()
+        return run_elsewhere(action, self.run_on_loop)
 
-        def act() -> None:
-            try:
-                done.set_result(action())
-            except Exception as error:  # noqa: BLE001  # raised where it is awaited
-                done.set_exception(error)
-
+    def run_on_loop(self, action: Callable[[], None]) -> None:
+        ended = Event()
         loop = run(running_loop)
-        loop.call_soon_threadsafe(act, context=self.variables)
-        return done.result()
+        loop.call_soon_threadsafe(action, context=self.variables)
+        loop.call_soon_threadsafe(ended.set)
+        ended.wait()
 
 
 class AsyncScopes(Scopes):

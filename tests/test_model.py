@@ -89,6 +89,26 @@ class FaultyScopedSession(FlaskScopedSession[FaultySession]):
         super().remove()
 
 
+def run_elsewhere(
+    action: Callable[[], T], run: Callable[[Callable[[], None]], None]
+) -> T:
+    """Let something else run an action, and return or raise here what that does."""
+    # No future: one that fails is part of a cycle, which keeps contexts alive.
+    done: list[T] = []
+    failed: list[Exception] = []
+
+    def act() -> None:
+        try:
+            done.append(action())
+        except Exception as error:  # noqa: BLE001  # raised where it is awaited
+            failed.append(error)
+
+    run(act)
+    if failed:
+        raise failed.pop()
+    return done.pop()
+
+
 class Line:
     """A line of control, with the contexts that it pushed itself."""
 
@@ -101,21 +121,12 @@ class Line:
         """Run something with the line's context variables."""
         if not self.in_thread:
             return self.variables.run(action)
-        done: list[T] = []
-        failed: list[Exception] = []
+        return run_elsewhere(action, self.run_in_thread)
 
-        def run() -> None:
-            try:
-                done.append(self.variables.run(action))
-            except Exception as error:  # noqa: BLE001  # raised where it is awaited
-                failed.append(error)
-
-        thread = Thread(target=run)
+    def run_in_thread(self, action: Callable[[], None]) -> None:
+        thread = Thread(target=self.variables.run, args=(action,))
         thread.start()
         thread.join()
-        if failed:
-            raise failed.pop()
-        return done.pop()
 
     def current(self) -> AppContext | None:
         """Return the line's current context: its own or an inherited one."""
