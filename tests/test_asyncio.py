@@ -598,7 +598,10 @@ def test_a_forked_child_has_a_loop_and_connections_of_its_own(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(FORK)
-    for driver in ("asyncpg", "psycopg"):
+    for driver, maker in (
+        ("asyncpg", "async_sessionmaker(engine)"),
+        ("psycopg", "async_sessionmaker(sync_session_class=Routing)"),
+    ):
         url = make_url(postgresql_url).set(drivername=f"postgresql+{driver}")
         done = subprocess.run(  # noqa: S603  # a program of this test's own
             # Python warns of forks beside threads, such as the loop's.
@@ -606,6 +609,7 @@ def test_a_forked_child_has_a_loop_and_connections_of_its_own(
             env={
                 **os.environ,
                 "DATABASE_URL": url.render_as_string(hide_password=False),
+                "MAKER": maker,
             },
             check=False,
             capture_output=True,
@@ -620,6 +624,7 @@ import gc, os, sys, warnings
 from flask import Flask
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
 from flask_sqlalchemy_session.asyncio import (
     FlaskAsyncScopedSession,
     use_one_event_loop,
@@ -628,7 +633,12 @@ from flask_sqlalchemy_session.asyncio import (
 app = Flask("shop")
 use_one_event_loop(app)
 engine = create_async_engine(os.environ["DATABASE_URL"])
-session = FlaskAsyncScopedSession(async_sessionmaker(engine), app)
+
+class Routing(Session):
+    def get_bind(self, *_, **__):
+        return engine.sync_engine
+
+session = FlaskAsyncScopedSession(eval(os.environ["MAKER"]), app)
 
 async def backend():
     return await session.scalar(text("SELECT pg_backend_pid()"))

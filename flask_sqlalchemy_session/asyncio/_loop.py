@@ -9,6 +9,7 @@ import threading
 from contextvars import Context, ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakSet
 
 from flask import Flask
 
@@ -116,7 +117,7 @@ async def _end_tasks() -> None:
 
 
 _shared = EventLoopThread()
-_engines: set[Engine] = set()
+_engines: WeakSet[Engine] = WeakSet()
 
 
 def _start_anew() -> None:

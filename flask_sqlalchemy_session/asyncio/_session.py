@@ -7,8 +7,9 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Generic, cast
 
+from sqlalchemy import event
 from sqlalchemy.exc import IllegalStateChangeError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 from werkzeug.local import LocalProxy
 
 from flask_sqlalchemy_session._factory import check_keywords
@@ -33,8 +34,9 @@ from ._loop import (
 
 if TYPE_CHECKING:
     from flask import Flask
+    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import async_sessionmaker
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, SessionTransaction
     from sqlalchemy.util import ScopedRegistry
 
     from ._calls import RunningLoop
@@ -106,6 +108,12 @@ def _loop_for(session: AsyncSession) -> RunningLoop:
     return current_loop() if loop is None or loop.has_ended() else loop
 
 
+def _leave_engine_to_parent(
+    _session: Session, _transaction: SessionTransaction, connection: Connection
+) -> None:
+    leave_to_parent_after_fork(connection.engine)
+
+
 class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
     """Makes and closes the sessions of a `FlaskAsyncScopedSession`."""
 
@@ -147,12 +155,8 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
     def _settle(self, session: AS) -> None:
         setattr(session, _LOOP, loop_that_runs_here())
-        # Before SQLAlchemy 2.1 a session does not tell its `binds`, and the oldest have
-        # no `bind` where none was given.
-        binds: dict[object, object] = getattr(session, "binds", None) or {}
-        for bind in (getattr(session, "bind", None), *binds.values()):
-            if isinstance(bind, AsyncEngine):
-                leave_to_parent_after_fork(bind.sync_engine)
+        # Which engines a session uses, its `get_bind` decides.
+        event.listen(session.sync_session, "after_begin", _leave_engine_to_parent)
 
     def close_session(self, session: AS, *, wait: bool = True) -> None:
         loop = _loop_for(session)
