@@ -118,7 +118,29 @@ class Engines:
             )
 
 
-@pytest.fixture(params=DATABASES, scope="module")
+KINDS = ["sessionmaker", "function", "get_bind", "binds", "bind_arguments"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test on each database, with kinds of session that take turns.
+
+    So each pair meets: a test and a database, a test and a kind, and, as the first kind
+    differs from one test to the next, a database and a kind.
+    """
+    tests = [name for name in globals() if name.startswith("test_")]
+    first = tests.index(metafunc.function.__name__)
+    metafunc.parametrize(
+        ("engines", "use"),
+        [
+            (database, KINDS[(first + number) % len(KINDS)])
+            for number, database in enumerate(DATABASES)
+        ],
+        indirect=True,
+        scope="module",
+    )
+
+
+@pytest.fixture(scope="module")
 def engines(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engines]:
@@ -204,9 +226,7 @@ class Use:
         session.execute(text(statement), bind_arguments={**arguments})
 
 
-@pytest.fixture(
-    params=["sessionmaker", "function", "get_bind", "binds", "bind_arguments"]
-)
+@pytest.fixture
 def use(request: pytest.FixtureRequest, engines: Engines) -> Use:
     return Use(engines, request.param)
 
