@@ -195,6 +195,8 @@ from flask_sqlalchemy_session.asyncio import (
     use_one_event_loop,
 )
 
+# What a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 app = Flask("shop")
 use_one_event_loop(app)
 engine = create_async_engine("sqlite+aiosqlite://")
