@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.leaks import imports_out_of_the_collector, leaks
+from tests.leaks import earlier_objects_out_of_the_collector, leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["imports_out_of_the_collector", "leaks", "postgresql_url"]
+__all__ = ["earlier_objects_out_of_the_collector", "leaks", "postgresql_url"]
 
 
 @pytest.fixture(scope="session")

@@ -71,9 +71,9 @@ def nothing_left_open() -> Iterator[None]:
     assert not _open.sessions - sessions, "a session in a transaction was not closed"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def imports_out_of_the_collector() -> Iterator[None]:
-    """Keep what was imported from being looked through after each test."""
+@pytest.fixture(scope="module", autouse=True)
+def earlier_objects_out_of_the_collector() -> Iterator[None]:
+    """Keep what is there before a module's tests from being looked through by each."""
     gc.collect()
     gc.freeze()
     yield

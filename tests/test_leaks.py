@@ -55,7 +55,7 @@ def test_what_is_closed_is_not_found(engine: Engine) -> None:
 
 
 LEAKY = """
-from tests.leaks import imports_out_of_the_collector, leaks
+from tests.leaks import earlier_objects_out_of_the_collector, leaks
 
 
 def test_leaves_a_file_to_the_collector():
