@@ -148,8 +148,10 @@ class Results:
             )
         ]
         middle = median(of_processes)
-        interval = quantile_test(of_processes, p=0.5).confidence_interval(0.95)
-        return Ratio(middle, float(interval.low), float(interval.high))
+        low: float
+        high: float
+        low, high = quantile_test(of_processes, p=0.5).confidence_interval(0.95)
+        return Ratio(middle, low, high)
 
 
 def markdown(results: Results) -> str:
