@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.orm import Session
 
-from ._scope import current_owner, get_context
+from ._scope import current_context, get_context, owner_in
 from ._session import EXTENSION, OWN_NAMES, FlaskScopedSession, SessionProxy
 
 # What 1.1's `current_session` had from the scoped session that it stood for.
@@ -19,7 +19,7 @@ _OWN_NAMES = OWN_NAMES | _SCOPED
 def _default() -> FlaskScopedSession[Session]:
     return cast(
         "FlaskScopedSession[Session]",  # all that `init_app` puts there
-        current_owner(EXTENSION, "default", FlaskScopedSession.__name__),
+        owner_in(current_context(), EXTENSION, "default", FlaskScopedSession.__name__),
     )
 
 

@@ -181,19 +181,19 @@ def find_context() -> AppContext | None:
         return None
 
 
-def current_owner(extension: str, name: str, owner_class: str) -> object:
-    """Return what the current application has under a name.
+def owner_in(context: AppContext, extension: str, name: str, class_: str) -> object:
+    """Return what a context's application has under a name.
 
-    :raises ScopeError: when there is no context, or nothing under that name.
+    :raises ScopeError: when it has nothing under that name.
     """
-    app = current_context().app
+    app = context.app
     try:
         return app.extensions[extension][name]
     except KeyError:
         keyword = "" if name == "default" else f", name={name!r}"
         raise ScopeError(
             f"Flask application {app.name!r} has no session named {name!r}. Set one up "
-            f"with '{owner_class}(session_factory, app{keyword})', or with "
+            f"with '{class_}(session_factory, app{keyword})', or with "
             "'session.init_app(app)' in an application factory."
         ) from None
 
@@ -281,13 +281,13 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def _open_scope(self) -> Scope:
         context = current_context()
-        owner_class = type(self.owner).__name__
-        owner = current_owner(self.extension, self.owner.name, owner_class)
+        class_ = type(self.owner).__name__
+        owner = owner_in(context, self.extension, self.owner.name, class_)
         if owner is not self.owner:
             raise ScopeError(
                 f"Flask application {context.app.name!r} has another session named "
                 f"{self.owner.name!r}. Use that one, or set this one up under a name "
-                f"of its own: '{owner_class}(session_factory, app, name=...)'."
+                f"of its own: '{class_}(session_factory, app, name=...)'."
             )
         scope: Scope = vars(context.g).setdefault(
             "_flask_sqlalchemy_session", Scope(context.app)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from flask_sqlalchemy_session._scope import current_owner
+from flask_sqlalchemy_session._scope import current_context, owner_in
 
 from ._session import EXTENSION, AsyncSessionProxy, FlaskAsyncScopedSession
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def _default_session() -> AsyncSession:
     owner = cast(
         "FlaskAsyncScopedSession[AsyncSession]",  # all that `init_app` puts there
-        current_owner(EXTENSION, "default", FlaskAsyncScopedSession.__name__),
+        owner_in(
+            current_context(), EXTENSION, "default", FlaskAsyncScopedSession.__name__
+        ),
     )
     return owner.registry()
 
