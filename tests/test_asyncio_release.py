@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 import pytest
 from flask import Flask, appcontext_tearing_down, stream_with_context
 from sqlalchemy import create_engine, event, select, text
+from sqlalchemy.exc import InterfaceError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -439,7 +440,9 @@ def a_task_that_still_uses_the_session_when_the_request_ends(
         await asyncio.wait(tasks)
         tasks.pop().exception()
 
-    get(app)
+    # asyncpg refuses the rollback while the task's own query is still on its way.
+    with suppress(InterfaceError):
+        get(app)
     run(end)
     return None
 
