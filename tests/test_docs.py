@@ -16,6 +16,8 @@ from sqlalchemy import create_engine, text
 
 from .test_documents import program_with, python_blocks_in
 
+pytestmark = pytest.mark.documents
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

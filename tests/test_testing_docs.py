@@ -9,6 +9,8 @@ from inspect import getdoc
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
+import pytest
+
 from flask_sqlalchemy_session.testing import isolate
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ def example(title: str) -> str:
     return APPLICATION + dedent(found[1])
 
 
+@pytest.mark.documents
 def test_the_documented_lines_isolate_tests(tmp_path: Path) -> None:
     functions = "\n\ndef test_a(): add()\ndef test_b(): add()\n"
     methods = "\n    def test_a(self): add()\n    def test_b(self): add()\n"
