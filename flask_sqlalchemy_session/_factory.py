@@ -12,6 +12,13 @@ S = TypeVar("S", bound=Session, default=Session)
 S_co = TypeVar("S_co", bound=Session, default=Session, covariant=True)
 
 
+REMEDY = (
+    "Pass 'sessionmaker(engine)', a Session subclass or a function that returns a new "
+    "Session."
+)
+"""What to do about a factory that makes no sessions."""
+
+
 class SessionFactory(Protocol[S_co]):
     """Any callable that makes a :class:`~sqlalchemy.orm.Session`.
 
@@ -28,7 +35,7 @@ class SessionFactory(Protocol[S_co]):
         ...
 
 
-def check_callable(factory: object) -> None:
+def check_callable(factory: object, remedy: str) -> None:
     """Refuse what can make no session.
 
     :raises TypeError: when the factory is not callable.
@@ -36,8 +43,7 @@ def check_callable(factory: object) -> None:
     if not callable(factory):
         raise TypeError(
             f"A session factory is called to make each session, but {factory!r} is "
-            "not callable. Pass 'sessionmaker(engine)', a Session subclass or a "
-            "function that returns a new Session."
+            f"not callable. {remedy}"
         )
 
 
@@ -69,6 +75,5 @@ def check_session(session: object, factory: object) -> None:
     if not isinstance(session, Session):
         raise TypeError(
             f"A session factory must return a sqlalchemy.orm.Session, but {factory!r} "
-            f"returned {session!r}. Pass 'sessionmaker(engine)', a Session subclass "
-            "or a function that returns a new Session."
+            f"returned {session!r}. {REMEDY}"
         )

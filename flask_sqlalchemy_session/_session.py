@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Generic, cast
 from sqlalchemy.orm import Session
 from werkzeug.local import LocalProxy
 
-from ._factory import S, SessionFactory, check_callable, check_keywords, check_session
+from ._factory import (
+    REMEDY,
+    S,
+    SessionFactory,
+    check_callable,
+    check_keywords,
+    check_session,
+)
 from ._forwarded import ForwardingScopedSession
 from ._scope import ContextRegistry, get_context, register
 from ._scoped import ContextScoped
@@ -147,7 +154,7 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
         *,
         name: str = "default",
     ) -> None:
-        check_callable(session_factory)
+        check_callable(session_factory, REMEDY)
         # SQLAlchemy's annotation is narrower than what its documentation allows:
         # it calls the factory, and only `configure` needs a sessionmaker.
         super().__init__(cast("sessionmaker[S]", session_factory))

@@ -11,6 +11,13 @@ AS = TypeVar("AS", bound=AsyncSession, default=AsyncSession)
 AS_co = TypeVar("AS_co", bound=AsyncSession, default=AsyncSession, covariant=True)
 
 
+REMEDY = (
+    "Pass 'async_sessionmaker(engine)', an AsyncSession subclass or a function that "
+    "returns a new AsyncSession."
+)
+"""What to do about a factory that can't be called."""
+
+
 class AsyncSessionFactory(Protocol[AS_co]):
     """Any callable that makes an :class:`~sqlalchemy.ext.asyncio.AsyncSession`.
 
@@ -27,19 +34,6 @@ class AsyncSessionFactory(Protocol[AS_co]):
             share its objects and its transaction, and the first that ends closes it.
         """
         ...
-
-
-def check_callable(factory: object) -> None:
-    """Refuse what can make no session.
-
-    :raises TypeError: when the factory is not callable.
-    """
-    if not callable(factory):
-        raise TypeError(
-            f"A session factory is called to make each session, but {factory!r} is "
-            "not callable. Pass 'async_sessionmaker(engine)', an AsyncSession subclass "
-            "or a function that returns a new AsyncSession."
-        )
 
 
 def check_session(session: object, factory: object) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 from werkzeug.local import LocalProxy
 
-from flask_sqlalchemy_session._factory import check_keywords
+from flask_sqlalchemy_session._factory import check_callable, check_keywords
 from flask_sqlalchemy_session._scope import (
     ContextRegistry,
     ScopeError,
@@ -22,7 +22,7 @@ from flask_sqlalchemy_session._scope import (
 from flask_sqlalchemy_session._scoped import ContextScoped
 from flask_sqlalchemy_session._session import close_transaction
 
-from ._factory import AS, AsyncSessionFactory, check_callable, check_session
+from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
 from ._forwarded import ForwardingAsyncScopedSession
 from ._loop import (
     current_loop,
@@ -236,7 +236,7 @@ class FlaskAsyncScopedSession(
         *,
         name: str = "default",
     ) -> None:
-        check_callable(session_factory)
+        check_callable(session_factory, REMEDY)
         # SQLAlchemy's annotation is narrower than what its documentation allows:
         # it calls the factory, and only `configure` needs an async_sessionmaker.
         super().__init__(
