@@ -6,12 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from flask import Flask
+from sqlalchemy import URL, make_url
 
 from flask_sqlalchemy_session.asyncio import use_one_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
     from typing import TypeVar
+
+    import pytest
 
     T = TypeVar("T")
 
@@ -32,6 +36,14 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 async def _turn() -> None:
     await asyncio.sleep(0.001)
+
+
+def async_url(driver: str, request: pytest.FixtureRequest, directory: Path) -> URL:
+    """Return where a driver finds a database of the test's own, or the server's."""
+    if driver == "aiosqlite":
+        return make_url(f"sqlite+aiosqlite:///{directory}/test.sqlite3")
+    url = make_url(request.getfixturevalue("postgresql_url"))
+    return url.set(drivername=f"postgresql+{driver}")
 
 
 async def running_loop() -> asyncio.AbstractEventLoop:

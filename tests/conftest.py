@@ -12,7 +12,6 @@ from sqlalchemy import (
     Engine,
     StaticPool,
     create_engine,
-    make_url,
     text,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -20,7 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
 
-from .async_support import run
+from .async_support import async_url, run
 from .support import Base, Held, User
 
 if TYPE_CHECKING:
@@ -107,11 +106,7 @@ def async_engine(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[AsyncEngine]:
     """An engine with a pool and an empty `users` table."""
-    if request.param == "aiosqlite":
-        url = make_url(f"sqlite+aiosqlite:///{tmp_path}/test.sqlite3")
-    else:
-        url = make_url(request.getfixturevalue("postgresql_url"))
-        url = url.set(drivername=f"postgresql+{request.param}")
+    url = async_url(request.param, request, tmp_path)
     # The default, for SQLite's files since SQLAlchemy 2.0.38.
     engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
 

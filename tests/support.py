@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,9 @@ from sqlalchemy import QueuePool, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import Session
 
 
@@ -54,6 +57,24 @@ class Held:
 
     def _checkin(self, *_: object) -> None:
         self._count -= 1
+
+
+class OopsError(Exception):
+    """What the tests themselves raise."""
+
+
+@contextmanager
+def broken_rollback(*engines: Engine) -> Iterator[None]:
+    """Fail each rollback of an engine, before it reaches the database."""
+
+    def fail_to_roll_back(connection: Connection) -> None:
+        raise OopsError
+
+    for engine in engines:
+        event.listen(engine, "rollback", fail_to_roll_back)
+    yield
+    for engine in engines:
+        event.remove(engine, "rollback", fail_to_roll_back)
 
 
 def use(session: Session) -> None:

@@ -33,13 +33,12 @@ from flask_sqlalchemy_session.asyncio import (
 )
 
 from .async_support import run, settle
-from .support import Base, Held, User, use as use_sync
+from .support import Base, Held, OopsError, User, broken_rollback, use as use_sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import SessionTransaction
 
     # Sets the session up, before or after the fault's own hooks.
@@ -58,10 +57,6 @@ class Other(Base):
     __tablename__ = "async_others"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class OopsError(Exception):
-    pass
 
 
 class ExitError(SystemExit):
@@ -691,20 +686,6 @@ def second(tmp_path: Path) -> Iterator[AsyncEngine]:
     second = create_async_engine(f"sqlite+aiosqlite:///{file}")
     yield second
     run(second.dispose)
-
-
-@contextmanager
-def broken_rollback(*engines: Engine) -> Iterator[None]:
-    """Fail each rollback of an engine, before it reaches the database."""
-
-    def fail_to_roll_back(connection: Connection) -> None:
-        raise OopsError
-
-    for engine in engines:
-        event.listen(engine, "rollback", fail_to_roll_back)
-    yield
-    for engine in engines:
-        event.remove(engine, "rollback", fail_to_roll_back)
 
 
 def serve(app: Flask, view: Callable[[], Coroutine[object, object, None]]) -> None:

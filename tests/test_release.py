@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
@@ -24,13 +24,13 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 
-from .support import Base, Held, User, many_connections, use
+from .support import Base, Held, OopsError, User, broken_rollback, many_connections, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
     from sqlalchemy.orm import SessionTransaction
 
     # Sets the session up, before or after the fault's own hooks.
@@ -47,10 +47,6 @@ class Other(Base):
     __tablename__ = "others"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class OopsError(Exception):
-    pass
 
 
 def fault(function: Fault) -> Fault:
@@ -537,20 +533,6 @@ def second(tmp_path: Path) -> Iterator[Engine]:
     Base.metadata.create_all(engine)
     yield engine
     engine.dispose()
-
-
-@contextmanager
-def broken_rollback(*engines: Engine) -> Iterator[None]:
-    """Fail each rollback of an engine, before it reaches the database."""
-
-    def fail_to_roll_back(connection: Connection) -> None:
-        raise OopsError
-
-    for engine in engines:
-        event.listen(engine, "rollback", fail_to_roll_back)
-    yield
-    for engine in engines:
-        event.remove(engine, "rollback", fail_to_roll_back)
 
 
 @many_connections

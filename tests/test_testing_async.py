@@ -30,6 +30,7 @@ from flask_sqlalchemy_session.asyncio import (
 )
 from flask_sqlalchemy_session.testing import IsolationError, isolate
 
+from .async_support import async_url
 from .support import Base, Held, User
 
 if TYPE_CHECKING:
@@ -66,11 +67,8 @@ def engine(
     driver, _, rest = database.partition("-")
     if rest == "memory":
         url = make_url("sqlite+aiosqlite://")
-    elif driver == "aiosqlite":
-        url = make_url(f"sqlite+aiosqlite:///{tmp_path}/test.sqlite3")
     else:
-        url = make_url(request.getfixturevalue("postgresql_url"))
-        url = url.set(drivername=f"postgresql+{driver}")
+        url = async_url(driver, request, tmp_path)
     engine = create_async_engine(url, **DATABASES[database])
     pool, held = engine.pool, Held(engine.sync_engine)
 
