@@ -1,5 +1,5 @@
 # jedi 0.20 is annotated in part and ships no py.typed. This can go when it does; it
-# has what tests/test_types_editors.py uses.
+# has what tests/types/test_editors.py uses.
 from collections.abc import Sequence
 from pathlib import Path
 

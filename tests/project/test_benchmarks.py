@@ -1,0 +1,79 @@
+"""The benchmarks run. What they measure, they alone say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+_NEEDS = (
+    "advanced_alchemy",
+    "aiosqlite",
+    "alchemical",
+    "asyncpg",
+    "flask_sqlalchemy",
+    "flask_sqlalchemy_lite",
+    "gunicorn",
+    "matplotlib",
+    "pyperf",
+    "scipy",
+    "svcs",
+)
+_MISSING = [module for module in _NEEDS if find_spec(module) is None]
+
+pytestmark = pytest.mark.skipif(
+    bool(_MISSING),
+    reason=f"needs the extra 'benchmarks': {', '.join(_MISSING)} not installed",
+)
+
+
+def test_the_benchmarks_run_and_write_a_page_and_a_chart(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", postgresql_url)
+    subprocess.run(  # noqa: S603  # our own program
+        [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)],
+        check=True,
+        cwd=ROOT,
+    )
+    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    for row in (
+        "`session()`",
+        "`current_session.is_active`",
+        "a request that reads a row, PostgreSQL",
+        "memory of an open context with its session",
+        "contexts alive at once",
+    ):
+        assert f"| {row} |" in page
+    chart = ET.parse(tmp_path / "benchmarks.svg").getroot()  # noqa: S314  # our own file
+    texts = {"".join(text.itertext()) for text in chart.findall(".//{*}text")}
+    assert {"current_session.is_active", "threads"} <= texts
+
+
+def test_async_views_are_loaded_and_counted_in_a_page(
+    tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", postgresql_url)
+    page = tmp_path / "async.md"
+    before = (ROOT / "docs" / "async.md").read_text(encoding="utf-8")
+    page.write_text(before, encoding="utf-8")
+    subprocess.run(  # noqa: S603  # our own program
+        [
+            *(sys.executable, "-m", "benchmarks.async_views"),
+            *("--quick", "--page", str(page)),
+        ],
+        check=True,
+        cwd=ROOT,
+    )
+    after = page.read_text(encoding="utf-8")
+    for driver in ("asyncpg", "psycopg", "aiosqlite"):
+        assert f"| {driver} | 1 | this library | 6 of 6 | 0 | 1 |" in after
+        assert f"| {driver} | 1 | Flask-SQLAlchemy-Lite |" in after
+    begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
+    assert after.partition(begin)[0] == before.partition(begin)[0]
+    assert after.partition(end)[2] == before.partition(end)[2]

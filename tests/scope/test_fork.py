@@ -1,0 +1,145 @@
+"""Promise 4: a forked child never ends its parent's transaction."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import many_connections
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+# A process of its own, whose children can exit as processes do. Each child inherits
+# a context whose session has written a row; the parent then commits that row.
+SCRIPT = """
+import contextvars, gc, json, os, sys, threading, warnings
+from flask import Flask
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.orm import Session, sessionmaker
+from flask_sqlalchemy_session import FlaskScopedSession
+from tests.support import User
+
+warnings.simplefilter("ignore")  # about forking beside threads
+app = Flask("script")
+engine = create_engine(sys.argv[1])
+session = FlaskScopedSession(sessionmaker(engine), app)
+
+
+def write(name):
+    session.add(User(name=name))
+    session.flush()
+
+
+def fork(child):
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        child()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_a_context(name, child):
+    with app.app_context() as context:
+        write(name)
+        code = fork(lambda: child(context))
+        session.commit()
+    return code
+
+
+def unwinds(context):
+    context.pop()
+
+
+def removes(context):
+    session.remove()
+
+
+def exits(context):
+    sys.exit(0)
+
+
+def exits_at_once(context):
+    os._exit(0)
+
+
+def uses_the_session(context):
+    engine.dispose(close=False)
+    assert not session.in_transaction()
+    assert session.scalar(text("SELECT 1")) == 1
+    assert engine.pool.checkedout() == 1
+    sys.exit(0)  # which leaves the `with` of the context
+
+
+def drops(name):
+    variables = contextvars.Context()
+
+    def push():
+        app.app_context().push()
+        write(name)
+
+    def drop():
+        nonlocal variables
+        variables = None
+        gc.collect()
+        sys.exit(0)
+
+    variables.run(push)
+    code = fork(drop)
+    variables.run(session.commit)
+    variables.run(session.remove)
+    return code
+
+
+def another_threads(name):
+    written, forked = threading.Event(), threading.Event()
+
+    def work():
+        with app.app_context():
+            write(name)
+            written.set()
+            forked.wait()
+            session.commit()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    written.wait()
+    code = fork(lambda: (gc.collect(), sys.exit(0)))
+    forked.set()
+    thread.join()
+    return code
+
+
+codes = {
+    child.__name__: in_a_context(child.__name__, child)
+    for child in (unwinds, removes, exits, exits_at_once, uses_the_session)
+}
+codes["drops"] = drops("drops")
+codes["another_threads"] = another_threads("another_threads")
+with Session(engine) as after:
+    print(json.dumps({"codes": codes, "rows": after.scalars(select(User.name)).all()}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@many_connections
+def test_a_forked_child_leaves_its_parents_transaction_alone(engine: Engine) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    done = subprocess.run(  # noqa: S603  # a script of ours
+        [sys.executable, "-c", SCRIPT, url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["codes"].values()) == {0}, result["codes"]
+    assert result["rows"] == list(result["codes"])

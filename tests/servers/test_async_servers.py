@@ -1,0 +1,245 @@
+"""Async sessions under real servers, on PostgreSQL, with faults.
+
+`SOAK=600 pytest -m servers` runs every server with every driver, each for ten minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException
+from itertools import count, product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = 12
+ROUNDS = 2
+SOAK = float(os.environ.get("SOAK", "0"))
+SECONDS_TO_ANSWER = 100  # on a machine that is busy with other things
+
+SERVERS = {
+    "threads": ["--worker-class", "gthread", "--threads", "8"],
+    "preload": [
+        *["--worker-class", "gthread", "--threads", "4"],
+        *["--workers", "2", "--preload"],
+    ],
+    "gevent": ["--worker-class", "gevent"],
+}
+
+# With which server, with which driver, and whether backends are terminated.
+RUNS = [
+    ("threads", "asyncpg", True),
+    ("threads", "psycopg", False),
+    ("preload", "asyncpg", False),
+    ("gevent", "asyncpg", False),
+]
+if SOAK:
+    RUNS = list(product(SERVERS, ["asyncpg", "psycopg"], [False, True]))
+
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(300 + SOAK)]
+
+
+@pytest.fixture
+def database(postgresql_url: str) -> Iterator[Engine]:
+    """An engine of the test's own, with the application's table."""
+    engine = create_engine(postgresql_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE async_ledger (key text PRIMARY KEY)"))
+    yield engine
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE async_ledger"))
+    engine.dispose()
+
+
+@contextmanager
+def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[int]:
+    """Run gunicorn for a block.
+
+    :return: the port that it listens on.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        # Clients that come before the workers are up wait in the backlog.
+        bind = ["--bind", f"fd://{listener.fileno()}", "--no-control-socket"]
+        with log.open("w") as output:
+            process = subprocess.Popen(  # noqa: S603  # our own words
+                [
+                    *[
+                        sys.executable,
+                        "-m",
+                        "gunicorn",
+                        "tests.servers.async_ledger:app",
+                    ],
+                    *bind,
+                    *["--timeout", str(SECONDS_TO_ANSWER)],
+                    *options,
+                ],
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                pass_fds=[listener.fileno()],
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            yield listener.getsockname()[1]
+            process.terminate()
+            process.wait(timeout=SECONDS_TO_ANSWER)
+        except BaseException:
+            process.kill()
+            process.wait()
+            sys.stderr.write(log.read_text())
+            raise
+
+
+def request(port: int, method: str, path: str) -> tuple[int, str]:
+    with closing(
+        HTTPConnection("127.0.0.1", port, timeout=SECONDS_TO_ANSWER)
+    ) as client:
+        client.request(method, path, headers={"Connection": "close"})
+        response = client.getresponse()
+        return response.status, response.read().decode()
+
+
+class Traffic:
+    """What clients ask of the application at the same time, and what came of it."""
+
+    def __init__(self, port: int, database: Engine, *, terminates: bool) -> None:
+        self.port = port
+        self.database = database
+        self.terminates = terminates
+        self.acknowledged: set[str] = set()
+        self.failed: set[str] = set()
+        self.outcomes: Counter[str] = Counter()
+        self.numbers = count()
+        self.rounds = 0
+
+    def run(self) -> None:
+        end = time.monotonic() + SOAK
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            while self.rounds < ROUNDS or time.monotonic() < end:
+                self.rounds += 1
+                for client in [pool.submit(self._client) for _ in range(CLIENTS)]:
+                    client.result()
+
+    def _client(self) -> None:
+        actions = [self._write, self._fail, self._write, self._stream, self._hang_up]
+        if self.terminates:
+            actions.append(self._terminate)
+        for action in actions:
+            try:
+                outcome = action(f"k{next(self.numbers)}")
+            except (OSError, HTTPException):
+                outcome = f"{action.__name__} cut"
+            self.outcomes[outcome] += 1
+
+    def _write(self, key: str) -> str:
+        status, _ = request(self.port, "POST", f"/entries/{key}")
+        if status == 201:
+            self.acknowledged.add(key)
+        return f"write {status}"
+
+    def _fail(self, key: str) -> str:
+        self.failed.add(key)
+        status, _ = request(self.port, "POST", f"/failures/{key}")
+        return f"fail {status}"
+
+    def _stream(self, key: str) -> str:
+        status, body = request(self.port, "GET", "/stream")
+        whole = "whole" if body.endswith("end\n") else "cut"
+        return f"stream {status} {whole}"
+
+    def _hang_up(self, key: str) -> str:
+        """Ask for a long answer, and reset the connection when it begins."""
+        with socket.create_connection(
+            ("127.0.0.1", self.port), timeout=SECONDS_TO_ANSWER
+        ) as client:
+            client.sendall(b"GET /stream HTTP/1.1\r\nHost: ledger\r\n\r\n")
+            client.recv(1000)
+            linger = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        return "hang up"
+
+    def _terminate(self, key: str) -> str:
+        with self.database.connect() as connection:
+            ended = connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
+                    "application_name = 'ledger' ORDER BY random() LIMIT 1"
+                )
+            ).all()
+        return "terminated" if ended else "none to terminate"
+
+
+@pytest.mark.parametrize(("server", "driver", "terminates"), RUNS)
+def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one for each dimension
+    postgresql_url: str,
+    database: Engine,
+    tmp_path: Path,
+    server: str,
+    driver: str,
+    terminates: bool,
+) -> None:
+    url = make_url(postgresql_url).set(drivername=f"postgresql+{driver}")
+    environment = {"LEDGER_URL": url.render_as_string(hide_password=False)}
+    if server == "preload":
+        environment["LEDGER_PRELOAD"] = "yes"
+    log = tmp_path / "log"
+    with gunicorn(log, environment, *SERVERS[server]) as port:
+        traffic = Traffic(port, database, terminates=terminates)
+        traffic.run()
+        wait_until_idle(database)
+        wait_until_returned(port)
+    if terminates:
+        assert traffic.outcomes["terminated"]
+    else:
+        requests = CLIENTS * traffic.rounds
+        assert traffic.outcomes == {
+            "write 201": 2 * requests,
+            "fail 500": requests,
+            "stream 200 whole": requests,
+            "hang up": requests,
+        }
+    with database.connect() as connection:
+        stored = set(connection.scalars(text("SELECT key FROM async_ledger")))
+    assert traffic.acknowledged <= stored
+    assert not traffic.failed & stored
+    output = log.read_text()
+    assert "another request's session" not in output
+    assert "garbage collector" not in output
+    assert "safety net" not in output
+    assert "QueuePool limit" not in output
+
+
+def wait_until_idle(database: Engine) -> None:
+    """Return when the application holds no transaction; the time limit ends it."""
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ledger' "
+        "AND xact_start IS NOT NULL"
+    )
+    while True:
+        with database.connect() as connection:
+            if not connection.scalar(query):
+                return
+        time.sleep(0.05)  # there is no event to wait for: the server tells nobody
+
+
+def wait_until_returned(port: int) -> None:
+    """Return when each worker, as far as asked, has all connections in its pool."""
+    idle = 0
+    while idle < 5:
+        status, pool = request(port, "GET", "/pool")
+        # A connection that was terminated in the pool fails one request.
+        idle += status == 200 and "out connections: 0" in pool
