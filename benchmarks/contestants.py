@@ -1,14 +1,14 @@
-"""The library, its peers and the hand-written floor, each set up in its documented way.
+"""The library, its peers and the floors, each set up in its documented way.
 
-Each is given an application of its own on the same database, with one view that reads
-a user by primary key.
+Each has an application of its own on the same database, with one view that reads a
+user by primary key.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import svcs
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OURS = "this library"
-FLOOR = "by hand"
-EMPTY_HOOK = "empty hook"
 BY_THREAD = "scoped_session"
+BY_HAND = "by hand"
+EMPTY_HOOK = "empty hook"
 
 
 class Base(DeclarativeBase):
@@ -75,19 +75,12 @@ class Contestant:
 
     name: str
     app: Flask
-    names: dict[str, object]
-    """What the source below uses."""
-    imports: str
-    """The import statement that an application has."""
     session: str | None = None
     """The expression for the context's session itself."""
     accessor: str | None = None
     """The expression to which an application adds `.get(...)`, as it documents."""
-    use: str | None = None
-    """The statement by which a context uses its session once, `session` if there is
-    none."""
-    own_session: bool = True
-    """Whether contexts that are open at once have sessions of their own."""
+    names: dict[str, object] = field(default_factory=dict)
+    """What these two use."""
 
 
 def this_library(url: str) -> Contestant:
@@ -98,61 +91,18 @@ def this_library(url: str) -> Contestant:
     def view() -> str:
         return current_session.get_one(User, 1).name
 
+    names = {"session": session, "proxy": session.proxy}
     return Contestant(
         OURS,
         app,
-        {
-            "session": session,
-            "current_session": current_session,
-            "proxy": session.proxy,
-        },
-        "from flask_sqlalchemy_session import FlaskScopedSession",
-        session="session()",
-        accessor="session",
+        "session()",
+        "current_session",
+        {**names, "current_session": current_session},
     )
-
-
-def by_hand(url: str) -> Contestant:
-    """The floor: what Python, Flask and SQLAlchemy cost alone."""
-    app = Flask(__name__)
-    engine = create_engine(url)
-
-    class Holder:
-        def __init__(self, session: Session) -> None:
-            self.session = session
-
-    current: ContextVar[Holder] = ContextVar("current")
-    current.set(Holder(Session(engine)))
-
-    @app.get("/")
-    def view() -> str:
-        with Session(engine) as session:
-            return session.get_one(User, 1).name
-
-    return Contestant(
-        FLOOR,
-        app,
-        {"current": current, "Session": Session, "engine": engine},
-        "pass",
-        session="current.get().session",
-        accessor="current.get().session",
-        use="with Session(engine): pass",
-    )
-
-
-def empty_hook(url: str) -> Contestant:
-    """Flask with a teardown hook that does nothing, to compare an idle context with."""
-    app = Flask(__name__)
-
-    @app.teardown_appcontext
-    def nothing(_: BaseException | None) -> None:
-        pass
-
-    return Contestant(EMPTY_HOOK, app, {}, "pass")
 
 
 def plain_scoped_session(url: str) -> Contestant:
-    """SQLAlchemy's own, by thread, with the hook that Flask's documentation has."""
+    """The thread's floor: SQLAlchemy's own, with the hook of Flask's documentation."""
     app = Flask(__name__)
     session = scoped_session(sessionmaker(create_engine(url)))
 
@@ -164,15 +114,7 @@ def plain_scoped_session(url: str) -> Contestant:
     def view() -> str:
         return session.get_one(User, 1).name
 
-    return Contestant(
-        BY_THREAD,
-        app,
-        {"session": session},
-        "pass",
-        session="session()",
-        accessor="session",
-        own_session=False,
-    )
+    return Contestant(BY_THREAD, app, "session()", "session", {"session": session})
 
 
 def flask_sqlalchemy(url: str) -> Contestant:
@@ -182,7 +124,7 @@ def flask_sqlalchemy(url: str) -> Contestant:
     class ModelBase(DeclarativeBase):
         pass
 
-    db = SQLAlchemy(model_class=ModelBase)
+    db = SQLAlchemy(app, model_class=ModelBase)
 
     class FlaskUser(db.Model):  # type: ignore[misc, name-defined]  # a class made at run time, as its documentation has it
         __tablename__ = "benchmark_users"
@@ -190,20 +132,11 @@ def flask_sqlalchemy(url: str) -> Contestant:
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str]
 
-    db.init_app(app)
-
     @app.get("/")
     def view() -> str:
         return db.session.get_one(FlaskUser, 1).name
 
-    return Contestant(
-        "Flask-SQLAlchemy",
-        app,
-        {"db": db},
-        "from flask_sqlalchemy import SQLAlchemy",
-        session="db.session()",
-        accessor="db.session",
-    )
+    return Contestant("Flask-SQLAlchemy", app, "db.session()", "db.session", {"db": db})
 
 
 def flask_sqlalchemy_lite(url: str) -> Contestant:
@@ -216,12 +149,7 @@ def flask_sqlalchemy_lite(url: str) -> Contestant:
         return db.session.get_one(User, 1).name
 
     return Contestant(
-        "Flask-SQLAlchemy-Lite",
-        app,
-        {"db": db},
-        "from flask_sqlalchemy_lite import SQLAlchemy",
-        session="db.session",
-        accessor="db.session",
+        "Flask-SQLAlchemy-Lite", app, "db.session", "db.session", {"db": db}
     )
 
 
@@ -233,14 +161,8 @@ def advanced_alchemy(url: str) -> Contestant:
     def view() -> str:
         return alchemy.get_sync_session().get_one(User, 1).name
 
-    return Contestant(
-        "Advanced Alchemy",
-        app,
-        {"alchemy": alchemy},
-        "from advanced_alchemy.extensions.flask import AdvancedAlchemy",
-        session="alchemy.get_sync_session()",
-        accessor="alchemy.get_sync_session()",
-    )
+    session = "alchemy.get_sync_session()"
+    return Contestant("Advanced Alchemy", app, session, session, {"alchemy": alchemy})
 
 
 def alchemical(url: str) -> Contestant:
@@ -252,14 +174,7 @@ def alchemical(url: str) -> Contestant:
     def view() -> str:
         return db.session.get_one(AlchemicalUser, 1).name
 
-    return Contestant(
-        "Alchemical",
-        app,
-        {"db": db},
-        "from alchemical.flask import Alchemical",
-        session="db.session",
-        accessor="db.session",
-    )
+    return Contestant("Alchemical", app, "db.session", "db.session", {"db": db})
 
 
 def services(url: str) -> Contestant:
@@ -276,29 +191,39 @@ def services(url: str) -> Contestant:
     def view() -> str:
         return svcs.flask.get(Session).get_one(User, 1).name
 
-    return Contestant(
-        "svcs",
-        app,
-        {"svcs": svcs, "Session": Session},
-        "import svcs.flask",
-        session="svcs.flask.get(Session)",
-        accessor="svcs.flask.get(Session)",
-    )
+    session = "svcs.flask.get(Session)"
+    return Contestant("svcs", app, session, session, {"svcs": svcs, "Session": Session})
 
 
-def contestants(url: str) -> list[Contestant]:
-    """Set up all of them on a database."""
-    return [
-        make(url)
-        for make in (
-            this_library,
-            plain_scoped_session,
-            flask_sqlalchemy,
-            flask_sqlalchemy_lite,
-            advanced_alchemy,
-            alchemical,
-            services,
-            by_hand,
-            empty_hook,
-        )
-    ]
+def by_hand(url: str) -> Contestant:
+    """The floor of all: what Python, Flask and SQLAlchemy cost alone."""
+    app = Flask(__name__)
+    engine = create_engine(url)
+    current: ContextVar[Session] = ContextVar("current")
+    current.set(Session(engine))
+
+    @app.get("/")
+    def view() -> str:
+        with Session(engine) as session:
+            return session.get_one(User, 1).name
+
+    session = "current.get()"
+    names = {"current": current, "Session": Session, "engine": engine}
+    return Contestant(BY_HAND, app, session, session, names)
+
+
+def empty_hook(_: str) -> Contestant:
+    """Flask with a teardown hook that does nothing, to compare an idle context with."""
+    app = Flask(__name__)
+
+    @app.teardown_appcontext
+    def nothing(_: BaseException | None) -> None:
+        pass
+
+    return Contestant(EMPTY_HOOK, app)
+
+
+CONTESTANTS = [
+    *(this_library, flask_sqlalchemy, flask_sqlalchemy_lite, advanced_alchemy),
+    *(alchemical, services, plain_scoped_session, by_hand, empty_hook),
+]

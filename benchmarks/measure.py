@@ -1,142 +1,257 @@
-"""One process of measurements: everything, by turns, so that noise hits all alike.
+"""One process of measurements, written to a file of pyperf's.
 
-A round takes one sample of each case, row by row, so that the samples of a row that
-are compared as pairs lie within some milliseconds of each other. Many short samples do
-better than few long ones: what disturbs lasts longer than any of them. The cyclic
-collector does not disturb, as `timeit` turns it off in each sample.
+pyperf's own runner measures one case after the other, each in processes of its own: a
+machine whose speed drifts meanwhile shows its drift as a difference. Here every round
+takes one short sample of each case, in a random order, so that what disturbs disturbs
+all alike, and samples of the same round can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import tracemalloc
 from collections import defaultdict
+from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
+from threading import Barrier, Thread
+from time import perf_counter
+from timeit import Timer
 from typing import TYPE_CHECKING
 
 import pyperf
+from flask import Flask
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
-from .contestants import contestants
-from .growth import CONTEXT, CURVES, LINES, USE
-from .rows import Case, import_cases, memory_cases, timed_cases
+from flask_sqlalchemy_session import FlaskScopedSession
+
+from .contestants import BY_HAND, BY_THREAD, CONTESTANTS, OURS, Contestant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
+
+    from flask.ctx import AppContext
+
+CALL = "`session()`"
+CURRENT = "`current_session.is_active`"
+PROXY = "`session.proxy.is_active`"
+USED = "a context that uses `session()` once"
+USED_CURRENT = "a context that uses `current_session` once"
+UNTOUCHED = "a context that uses none"
+SQLITE = "a request that reads a row, SQLite"
+POSTGRESQL = "a request that reads a row, PostgreSQL"
+MEMORY = "memory of an open context with its session"
+ROWS = [
+    *(CALL, CURRENT, PROXY, USED, USED_CURRENT),
+    *(UNTOUCHED, SQLITE, POSTGRESQL, MEMORY),
+]
+
+GROWN = {CALL: "session()", USED: "with app.app_context(): session()"}
+NESTED = "contexts nested"
+NAMES = "names on one application"
+ALIVE = "contexts alive at once"
+THREADS = "threads"
+CURVES = {
+    NESTED: (1, 10, 100),
+    NAMES: (1, 4, 16),
+    ALIVE: (1, 100, 10_000),
+    THREADS: (1, 4, 16),
+}
+
+SAMPLE = 0.002
+"""The seconds that each sample takes at least. Many short ones do better than few long
+ones: what disturbs lasts longer than any of them."""
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long to measure."""
+class Case:
+    """One cell of the table."""
 
-    processes: int
-    rounds: int
-    sample: float
-    """The seconds that each sample takes at least, of what is timed."""
-    imports: int
-    weighed: int
-    """The contexts that are open at once when memory is weighed."""
-    curve_rounds: int
-    repetitions: dict[str, int]
-    """Of each line of a curve, in each round."""
-    largest: int
-    """The largest size on a curve."""
+    name: str
+    measure: Callable[[int], float]
+    """Measures so many repetitions, in seconds together."""
 
 
-EFFORTS = {
-    "full": Effort(
-        processes=9,
-        rounds=40,
-        sample=0.002,
-        imports=2,
-        weighed=200,
-        curve_rounds=2,
-        repetitions={USE: 20_000, CONTEXT: 800},
-        largest=10_000,
-    ),
-    "quick": Effort(
-        processes=1,
-        rounds=1,
-        sample=0.0001,
-        imports=1,
-        weighed=2,
-        curve_rounds=1,
-        repetitions={USE: 20, CONTEXT: 20},
-        largest=30,
-    ),
-}
-
-Samples = dict[str, list[float]]
+def name(row: str, contestant: str) -> str:
+    """What a cell's measurements are called in a file."""
+    return f"{row} | {contestant}"
 
 
-def take(cases: list[Case], rounds: int, sample: float) -> Samples:
+def timed_cases(sqlite_url: str, postgresql_url: str) -> list[list[Case]]:
+    """Return what is timed, row by row."""
+    rows: dict[str, list[Case]] = defaultdict(list)
+    for one in (make(sqlite_url) for make in CONTESTANTS):
+        in_context = {CALL: one.session, CURRENT: f"{one.accessor}.is_active"}
+        contexts = {
+            USED: f"    {one.session}",
+            USED_CURRENT: f"    {one.accessor}.is_active",
+            UNTOUCHED: "    pass",
+        }
+        if one.name == OURS:
+            in_context[PROXY] = "proxy.is_active"
+        elif one.name == BY_HAND:
+            contexts[USED] = "    with Session(engine): pass"
+            contexts[USED_CURRENT] = "    with Session(engine) as s: s.is_active"
+        if one.session is None:
+            in_context.clear()
+            contexts = {UNTOUCHED: contexts[UNTOUCHED]}
+        for row, source in in_context.items():
+            timer = Timer(str(source), globals=one.names)
+            measure: Callable[[int], float] = partial(_in_context, one.app, timer)
+            rows[row].append(Case(name(row, one.name), measure))
+        for row, body in contexts.items():
+            names = {**one.names, "app": one.app}
+            timer = Timer(f"with app.app_context():\n{body}", globals=names)
+            rows[row].append(Case(name(row, one.name), timer.timeit))
+        if one.session:
+            rows[SQLITE].append(_requests(SQLITE, one))
+    for make in CONTESTANTS:
+        if (one := make(postgresql_url)).session:
+            rows[POSTGRESQL].append(_requests(POSTGRESQL, one))
+    # A peer has one way to its session, which all of ours are compared with.
+    rows[CURRENT] += rows.pop(PROXY)
+    return list(rows.values())
+
+
+def _in_context(app: Flask, timer: Timer, repetitions: int) -> float:
+    with app.app_context():
+        timer.timeit(1)  # makes the session
+        return timer.timeit(repetitions)
+
+
+def _requests(row: str, one: Contestant) -> Case:
+    environ = dict(EnvironBuilder("/").get_environ())
+    assert run_wsgi_app(one.app, environ)[1] == "200 OK", one.name
+    names = {"app": one.app, "environ": environ, "start": lambda *_: None}
+    # As a WSGI server does, body and `close` included.
+    serve = "body = app(environ.copy(), start)\nfor _ in body: pass\nbody.close()"
+    return Case(name(row, one.name), Timer(serve, globals=names).timeit)
+
+
+def take(rows: list[list[Case]], rounds: int) -> dict[str, list[float]]:
     """Time every case once a round, each repeated so often that a sample is long."""
-    repetitions = {case.name: _repetitions(case, sample) for case in cases}
-    samples: Samples = defaultdict(list)
-    for case in _by_turns(cases, rounds):
-        count = repetitions[case.name]
-        samples[case.name].append(case.measure(count) / count)
+    repetitions = {case.name: _repetitions(case) for row in rows for case in row}
+    samples: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for row in rows:
+            for case in random.sample(row, len(row)):
+                count = repetitions[case.name]
+                samples[case.name].append(case.measure(count) / count)
     return samples
 
 
-def _repetitions(case: Case, sample: float) -> int:
+def _repetitions(case: Case) -> int:
     # The least of some, the first of which is cold: with fewer repetitions than the
     # others have, a contestant would look slower.
     count = 1
-    while (seconds := min(case.measure(count) for _ in range(4))) < sample:
-        count = max(count * 2, int(count * sample / max(seconds, 1e-9)))
+    while (seconds := min(case.measure(count) for _ in range(4))) < SAMPLE:
+        count = max(count * 2, int(count * SAMPLE / max(seconds, 1e-9)))
     return count
 
 
-def _by_turns(cases: list[Case], rounds: int) -> Iterable[Case]:
-    of_rows: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        of_rows[case.row].append(case)
-    for _ in range(rounds):
-        for row in of_rows.values():
-            yield from random.sample(row, len(row))
+def weigh(one: Contestant, contexts: int = 200) -> float:
+    """Return the bytes of each context that is open with a session of its own."""
+    session = "keep.append(Session(engine))" if one.name == BY_HAND else one.session
+    code = compile(str(session), one.name, "exec")
+    names = {**one.names, "keep": []}
+
+    def enter() -> AppContext:
+        context = one.app.app_context()
+        context.push()
+        exec(code, names)  # noqa: S102  # the contestants' own source
+        return context
+
+    def open_contexts(count: int) -> list[tuple[Context, AppContext]]:
+        all_variables = [Context() for _ in range(count)]
+        return [(variables, variables.run(enter)) for variables in all_variables]
+
+    opened = open_contexts(10)  # what is made once
+    tracemalloc.start()
+    opened += open_contexts(contexts)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    while opened:
+        variables, context = opened.pop()
+        variables.run(context.pop)
+    return size / contexts
 
 
-def measure(sqlite_url: str, postgresql_url: str, effort: Effort) -> Samples:
-    """Measure all that the report has."""
-    on_sqlite = contestants(sqlite_url)
-    samples = take(
-        timed_cases(on_sqlite, contestants(postgresql_url)),
-        effort.rounds,
-        effort.sample,
-    )
-    for case in memory_cases(on_sqlite):
-        samples[case.name].append(case.measure(effort.weighed))
-    for case in _by_turns(import_cases(on_sqlite), effort.imports):
-        samples[case.name].append(case.measure(1))
-    for _ in range(effort.curve_rounds):
-        for curve in CURVES:
-            for size in curve.sizes:
-                if size <= effort.largest:
-                    with curve.scene(size) as scene:
-                        for line, source in LINES.items():
-                            samples[curve.name(size, line)].append(
-                                scene.time(source, effort.repetitions[line])
-                            )
-    return samples
+def grow(curve: str, size: int, source: str, seconds: float) -> float:
+    """Time what is used with so much else there, by all threads together."""
+    app = Flask(__name__)
+    sessions = [
+        FlaskScopedSession(sessionmaker(create_engine("sqlite://")), app, name=str(i))
+        for i in range(size if curve == NAMES else 1)
+    ]
+
+    def enter() -> AppContext:
+        context = app.app_context()
+        context.push()
+        for session in sessions:
+            session()
+        return context
+
+    threads = size if curve == THREADS else 1
+    in_variables = [Context() for _ in range(size if curve == ALIVE else threads)]
+    opened = [
+        (variables, variables.run(enter))
+        for _ in range(size if curve == NESTED else 1)
+        for variables in in_variables
+    ]
+    timer = Timer(source, globals={"app": app, "session": sessions[0]})
+    probe = in_variables[0].run(timer.timeit, 100) / 100
+    share = max(1, int(seconds / probe / threads))
+    barrier = Barrier(threads + 1)
+
+    def run(variables: Context) -> None:
+        barrier.wait()
+        variables.run(timer.timeit, share)
+
+    workers = [Thread(target=run, args=(own,)) for own in in_variables[:threads]]
+    for worker in workers:
+        worker.start()
+    barrier.wait()
+    before = perf_counter()
+    for worker in workers:
+        worker.join()
+    taken = perf_counter() - before
+    while opened:
+        variables, context = opened.pop()
+        variables.run(context.pop)
+    return taken / share / threads
 
 
 def main() -> None:
-    """Measure once, and write the samples to a file of pyperf's."""
+    """Measure once, and write the samples."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("effort", choices=EFFORTS)
     parser.add_argument("sqlite_url")
     parser.add_argument("postgresql_url")
+    parser.add_argument("rounds", type=int)
     parser.add_argument("output")
     arguments = parser.parse_args()
-    samples = measure(
-        arguments.sqlite_url, arguments.postgresql_url, EFFORTS[arguments.effort]
-    )
+    rows = timed_cases(arguments.sqlite_url, arguments.postgresql_url)
+    samples = take(rows, arguments.rounds)
+    for make in CONTESTANTS:
+        one = make(arguments.sqlite_url)
+        # Contexts of one thread share its session, and so have no memory to compare.
+        if one.session and one.name != BY_THREAD:
+            samples[name(MEMORY, one.name)] = [weigh(one)]
+    for row, source in GROWN.items():
+        for curve, sizes in CURVES.items():
+            for size in sizes:
+                seconds = SAMPLE * arguments.rounds
+                samples[f"{row} | {size} {curve}"] = [
+                    grow(curve, size, source, seconds)
+                ]
     pyperf.BenchmarkSuite(
         [
-            pyperf.Benchmark([pyperf.Run(values, metadata={"name": name})])
-            for name, values in samples.items()
+            pyperf.Benchmark([pyperf.Run(values, metadata={"name": case})])
+            for case, values in samples.items()
         ]
-    ).dump(arguments.output)
+    ).dump(arguments.output, replace=True)
 
 
 if __name__ == "__main__":
