@@ -138,3 +138,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     count = sum(NO_MARIADB in str(report.longrepr) for report in skipped)
     if count:
         terminalreporter.write_line(f"{count} tests skipped: {NO_MARIADB}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run in which no test passed, as where all were skipped."""
+    # The workers of pytest-xdist have none. What they report is counted in the other.
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if (
+        reporter is not None
+        and session.exitstatus == pytest.ExitCode.OK
+        and not session.config.option.collectonly
+        and not reporter.stats.get("passed")
+    ):
+        reporter.write_line("No test passed.")
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED

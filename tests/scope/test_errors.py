@@ -160,7 +160,7 @@ def test_a_second_object_under_a_name_in_use_is_refused(
         assert second() == current_session
 
 
-@pytest.mark.parametrize("factory", [None, "sqlite://", Session()], ids=repr)
+@pytest.mark.parametrize("factory", [None, "sqlite://", Session()], ids=type)
 def test_a_factory_that_is_not_callable_is_refused(factory: object) -> None:
     app = Flask("shop")
     before = dict(vars(app))
