@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
 ]
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["attrs_block", "deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -48,6 +48,8 @@ pygments_dark_style = "github-dark"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/logo-light.svg"
+html_theme_options = {"light_logo": "logo-light.svg", "dark_logo": "logo-dark.svg"}
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -92,5 +94,27 @@ def _take_docstring_from_its_module(  # noqa: PLR0913, PLR0917  # Sphinx calls i
                 lines[:] = docstring
 
 
+# What the theme and Sphinx leave out, and who can't see or has no mouse needs.
+ACCESSIBLE = {
+    '<p class="caption" role="heading">': (
+        '<p class="caption" role="heading" aria-level="2">'
+    ),
+    '<aside class="sidebar-drawer': '<aside aria-label="Site" class="sidebar-drawer',
+    '<aside class="toc-drawer': '<aside aria-label="Page" class="toc-drawer',
+    '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
+    "<pre>": '<pre tabindex="0">',
+}
+
+
+def _make_accessible(app: Sphinx, error: Exception | None) -> None:
+    """Name the headings and landmarks, and let the keyboard reach all that scrolls."""
+    for page in app.outdir.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        for made, accessible in ACCESSIBLE.items():
+            text = text.replace(made, accessible)
+        page.write_text(text, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("build-finished", _make_accessible)
     app.connect("autodoc-process-docstring", _take_docstring_from_its_module)

@@ -520,7 +520,7 @@ def measure_one(fault: str, way: str, url: str) -> None:
 
 
 def table_of(faults: Sequence[Fault], ways: Iterable[str], postgresql: URL) -> str:
-    rows = [["", *ways]]
+    rows = [["What happens", *ways]]
     rows.append(["---"] * len(rows[0]))
     for fault in faults:
         seen = [measure(fault, way, postgresql) for way in ways]

@@ -38,8 +38,13 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 #     python continued              runs after the section before it
 #     python unchecked: REASON      runs, and no type checker sees it
 #     python not run: REASON        is not run
-PYTHON = re.compile(r"python(?P<kind> continued| unchecked: .+| not run: .+)?")
-NOT_PROGRAMS = {"sh", "text", "toml", "ini", "json"}
+#     python file: PATH             is saved there, by test_tutorial.py
+#     python addition: PATH         is added to it, by the same
+PYTHON = re.compile(
+    r"python(?P<kind> continued| unchecked: .+| not run: .+| (file|addition): .+)?"
+)
+ELSEWHERE = (" not run", " file", " addition")
+NOT_PROGRAMS = {"sh", "text", "toml", "ini", "json", "sql"}
 # Of these none has code in it.
 DIRECTIVES = {"{eval-rst}", "{image}", "{include}", "{raw}", "{toctree}"}
 
@@ -100,7 +105,7 @@ def programs_in(document: Path, text: str) -> list[Program]:
             if kind == " continued":
                 before = max(index for index, blocks in enumerate(sections) if blocks)
                 sections[before].append(token)
-            elif not kind.startswith(" not run"):
+            elif not kind.startswith(ELSEWHERE):
                 sections[-1].append(token)
         elif token.type in ("code_block", "fence") and not is_known(token):
             raise ValueError(
