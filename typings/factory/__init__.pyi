@@ -1,5 +1,6 @@
 # factory_boy says that it is typed, but its functions have no annotations. This can go
-# when strict type checkers accept what tests/works_with/test_clients.py does with it.
+# when strict type checkers accept what tests/works_with/test_factory_boy.py does with
+# it.
 
 from collections.abc import Callable
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What others do with a session, they can do with ours: the libraries themselves."""
+"""What SQLAlchemy, Flask's commands and a queue of jobs do with the session."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from queue import Queue
 from typing import TYPE_CHECKING, TypeVar
 
 import click
-import factory
-import pytest
 from flask.cli import shell_command
-from flask_admin import Admin
-from flask_admin.contrib.sqla import ModelView
 from sqlalchemy import event, func, inspect, select
-from sqlalchemy.orm import Query, Session, object_session, scoped_session, sessionmaker
+from sqlalchemy.orm import Query, Session, object_session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 from tests.support import User
@@ -26,8 +22,6 @@ if TYPE_CHECKING:
 
     from tests.support import Held
 
-    AnySession = Session | scoped_session[Session]
-
 T = TypeVar("T")
 
 
@@ -35,56 +29,6 @@ def count_users(engine: Engine) -> int:
     """Count what is committed, without the session that is tested."""
     with Session(engine) as session:
         return session.scalars(select(func.count()).select_from(User)).one()
-
-
-@pytest.fixture(params=["current_session", "session"])
-def client_session(
-    request: pytest.FixtureRequest, session: FlaskScopedSession[Session]
-) -> AnySession:
-    """The session in either of the ways that an application has it at import."""
-    return current_session if request.param == "current_session" else session
-
-
-class TestFactoryBoy:
-    def make_factory(
-        self, session_: AnySession
-    ) -> type[factory.alchemy.SQLAlchemyModelFactory]:
-        class UserFactory(factory.alchemy.SQLAlchemyModelFactory):
-            class Meta:
-                model = User
-                sqlalchemy_session = session_
-                sqlalchemy_session_persistence = "flush"
-
-            name = factory.Sequence(lambda n: f"user {n}")
-
-        return UserFactory
-
-    def test_objects_are_made_in_the_current_session(
-        self, app: Flask, client_session: AnySession, engine: Engine
-    ) -> None:
-        users = self.make_factory(client_session)
-        for _ in range(2):
-            with app.app_context():
-                ann = users.create(name="ann")
-                assert isinstance(ann, User)
-                assert object_session(ann) == current_session
-                assert ann.id is not None
-        assert count_users(engine) == 0
-
-    def test_what_is_committed_is_kept(
-        self, app: Flask, client_session: AnySession, engine: Engine, held: Held
-    ) -> None:
-        with app.app_context():
-            self.make_factory(client_session).create_batch(3)
-            current_session.commit()
-        assert held.count == 0
-        assert count_users(engine) == 3
-
-    def test_a_factory_says_what_to_do_outside_a_context(
-        self, client_session: AnySession
-    ) -> None:
-        with pytest.raises(RuntimeError, match=r"with app\.app_context\(\):"):
-            self.make_factory(client_session).create()
 
 
 class TestSQLAlchemy:
@@ -151,46 +95,6 @@ class TestSQLAlchemy:
             assert state.session == current_session
             assert inspect(current_session.connection()).has_table("users")
         assert state.detached
-
-
-# Flask-Admin 2 wants Flask-SQLAlchemy's `db` in the place of any session, ours or not.
-@pytest.mark.filterwarnings("ignore:Passing a session object:DeprecationWarning")
-class TestFlaskAdmin:
-    @pytest.fixture
-    def admin(self, app: Flask, session: FlaskScopedSession[Session]) -> Flask:
-        app.secret_key = "for the flashed messages"  # noqa: S105  # no secret
-        # Where Flask-SQLAlchemy-Lite is installed, it refuses all but a scoped_session.
-        Admin(app).add_view(ModelView(User, session))
-        return app
-
-    def test_a_view_lists_makes_edits_and_deletes(
-        self, admin: Flask, engine: Engine, held: Held
-    ) -> None:
-        browser = admin.test_client()
-        assert "There are no items" in browser.get("/admin/user/").text
-
-        made = browser.post(
-            "/admin/user/new/", data={"name": "ann"}, follow_redirects=True
-        )
-        assert "Record was successfully created" in made.text
-        assert "ann" in made.text
-        with Session(engine) as session:
-            key = session.scalars(select(User.id)).one()
-
-        form = browser.get(f"/admin/user/edit/?id={key}")
-        assert 'value="ann"' in form.text
-        edited = browser.post(
-            f"/admin/user/edit/?id={key}", data={"name": "bob"}, follow_redirects=True
-        )
-        assert "Record was successfully saved" in edited.text
-        assert "bob" in edited.text
-
-        deleted = browser.post(
-            "/admin/user/delete/", data={"id": key}, follow_redirects=True
-        )
-        assert "Record was successfully deleted" in deleted.text
-        assert count_users(engine) == 0
-        assert held.count == 0
 
 
 class TestCommandLine:

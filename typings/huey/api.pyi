@@ -1,0 +1,4 @@
+# See __init__.pyi.
+
+class Result:
+    def get(self, *, blocking: bool, timeout: float) -> object: ...

@@ -1,0 +1,3 @@
+# See __init__.pyi.
+
+class TaskException(Exception): ...  # noqa: N818  # Huey's name

@@ -1,0 +1,4 @@
+# See __init__.pyi.
+
+class BaseStorage:
+    def close(self) -> bool: ...
