@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import create_engine, event, insert, text, update
+from sqlalchemy import create_engine, event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from flask_sqlalchemy_session import current_session
+from tests.documents.test_documents import ROOT
 from tests.support import Held, User
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import ModuleType
 
     from sqlalchemy import Engine
@@ -242,3 +250,69 @@ class TestHealthCheck:
         with two_connections.connect(), two_connections.connect():
             assert client.get("/ready").status_code == 503
         assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("engine", ["postgresql"], indirect=True)
+class TestGracefulShutdown:
+    def stop_during_a_request(self, engine: Engine, tmp_path: Path, grace: str) -> str:
+        """Tell a server to stop while it serves, and return the answer."""
+        url = engine.url.render_as_string(hide_password=False)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            command = [
+                *(sys.executable, "-m", "gunicorn", "tests.recipes.shutting_down:app"),
+                *("--bind", f"fd://{listener.fileno()}"),
+                *("--graceful-timeout", grace, "--threads", "2"),
+            ]
+            with (tmp_path / "log").open("w") as log:
+                server = subprocess.Popen(  # noqa: S603  # our own words
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, "DATABASE_URL": url},
+                    pass_fds=[listener.fileno()],
+                    stdout=log,
+                    stderr=log,
+                )
+            try:
+                port = listener.getsockname()[1]
+                client = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+                client.request("POST", "/users/ann")
+                try:
+                    return client.getresponse().read().decode()
+                except (OSError, http.client.HTTPException) as error:
+                    return type(error).__name__
+                finally:
+                    client.close()
+                    server.wait(timeout=30)
+            finally:
+                server.kill()
+                server.wait()
+
+    def left(self, engine: Engine) -> tuple[int, int]:
+        """Return the users that are there, and the server's connections."""
+        count = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = :n"
+        )
+        with engine.connect().execution_options(
+            isolation_level="AUTOCOMMIT"
+        ) as connection:
+            # The database ends them in its own time.
+            for _ in range(100):
+                if connection.scalar(count, {"n": "shutting down"}) == 0:
+                    break
+                time.sleep(0.1)
+            connections: int = connection.scalar(count, {"n": "shutting down"})
+            users: int = connection.scalar(select(func.count(User.id))) or 0
+        return users, connections
+
+    def test_a_request_in_progress_is_answered_and_its_rows_are_there(
+        self, engine: Engine, tmp_path: Path
+    ) -> None:
+        assert self.stop_during_a_request(engine, tmp_path, "20") == "ann"
+        assert self.left(engine) == (1, 0)
+
+    def test_one_that_is_not_waited_for_leaves_nothing(
+        self, engine: Engine, tmp_path: Path
+    ) -> None:
+        assert self.stop_during_a_request(engine, tmp_path, "0") != "ann"
+        assert self.left(engine) == (0, 0)

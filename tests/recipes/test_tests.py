@@ -132,6 +132,20 @@ class TestMocks:
                 current_session.commit()
         patched.assert_called_once_with()
 
+    def test_a_patch_of_the_object_does_not_reach_current_session(
+        self, app: Flask, session: FlaskScopedSession[Session]
+    ) -> None:
+        with mock.patch.object(session, "commit") as patched, app.app_context():
+            current_session.commit()
+        patched.assert_not_called()
+
+    def test_an_attribute_of_the_application_does_not_redirect_current_session(
+        self, app: Flask, session: FlaskScopedSession[Session]
+    ) -> None:
+        app.__dict__["scoped_session"] = mock.create_autospec(Session, instance=True)
+        with app.app_context():
+            assert current_session == session()
+
     def test_a_patch_of_the_class_is_everyones(
         self, app: Flask, session: FlaskScopedSession[Session], ann: User
     ) -> None:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import (
+    Column,
     Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
     Update,
     create_engine,
     event,
@@ -198,6 +203,24 @@ def server(postgresql_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.fixture
+def mariadb(mariadb_url: str) -> Iterator[Engine]:
+    engine = create_engine(mariadb_url)
+    # There a string needs a length.
+    users = Table(
+        "users",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("name", String(40)),
+    )
+    users.create(engine)
+    with engine.begin() as connection:
+        connection.execute(users.insert(), [{"id": 1}, {"id": 2}])
+    yield engine
+    users.drop(engine)
+    engine.dispose()
+
+
 class Race:
     """Changes a row between a transaction's read and its write, the first times."""
 
@@ -298,6 +321,63 @@ class TestTryAgain:
         with page.app.app_context(), pytest.raises(OperationalError):
             page.trying_again(work)()
         assert len(calls) == 1
+
+    @pytest.mark.parametrize("driver", ["pymysql", "mysqlconnector"])
+    def test_the_victim_of_a_deadlock_on_mariadb_gets_through(
+        self, driver: str, page: ModuleType, mariadb: Engine
+    ) -> None:
+        engine = create_engine(mariadb.url.set(drivername=f"mysql+{driver}"))
+        page.maker.configure(bind=engine)
+        check_a_deadlock(page)
+        engine.dispose()
+
+    @pytest.mark.parametrize("driver", ["pymysql", "mysqlconnector"])
+    def test_a_lock_time_out_on_mariadb_is_repeated(
+        self, driver: str, page: ModuleType, mariadb: Engine
+    ) -> None:
+        engine = create_engine(mariadb.url.set(drivername=f"mysql+{driver}"))
+        page.maker.configure(bind=engine)
+        calls: list[str] = []
+
+        def work() -> None:
+            calls.append("call")
+            with current_session.begin():
+                current_session.execute(text("SET innodb_lock_wait_timeout = 1"))
+                current_session.execute(rename(1))
+
+        with mariadb.connect() as other, page.app.app_context():
+            other.execute(rename(1))
+            event.listen(
+                engine, "rollback", lambda _: other.rollback(), once=True
+            )  # the first attempt's end
+            page.trying_again(work)()
+        assert len(calls) == 2
+        engine.dispose()
+
+    @pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
+    def test_async_sessions_on_mariadb_get_through_too(
+        self, driver: str, page: ModuleType, mariadb: Engine
+    ) -> None:
+        pytest.importorskip(driver)
+        engine = create_async_engine(mariadb.url.set(drivername=f"mysql+{driver}"))
+        page.async_session.configure(bind=engine)
+        calls: list[str] = []
+
+        async def work() -> None:
+            calls.append("call")
+            async with current_async_session.begin():
+                await current_async_session.execute(
+                    text("SET innodb_lock_wait_timeout = 1")
+                )
+                if len(calls) == 2:
+                    other.rollback()
+                await current_async_session.execute(rename(1))
+
+        with mariadb.connect() as other, page.app.app_context():
+            other.execute(rename(1))
+            page.app.ensure_sync(page.trying_async_again(work))()
+        assert len(calls) == 2
+        page.app.ensure_sync(engine.dispose)()
 
     @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
     def test_async_sessions_get_through_too(
