@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
 
+T = TypeVar("T")
 S = TypeVar("S", bound=Session, default=Session)
 S_co = TypeVar("S_co", bound=Session, default=Session, covariant=True)
 
@@ -19,6 +20,7 @@ REMEDY = (
 """What to do about a factory that makes no sessions."""
 
 
+@runtime_checkable
 class SessionFactory(Protocol[S_co]):
     """Any callable that makes a :class:`~sqlalchemy.orm.Session`.
 
@@ -33,6 +35,12 @@ class SessionFactory(Protocol[S_co]):
             share its objects and its transaction, and the first that ends closes it.
         """
         ...
+
+
+def class_made_by(factory: object, base: type[T]) -> type[T] | None:
+    """Return the class of what a factory makes, if the factory tells it."""
+    class_ = getattr(factory, "class_", factory)
+    return class_ if isinstance(class_, type) and issubclass(class_, base) else None
 
 
 def check_callable(factory: object, remedy: str) -> None:
@@ -73,7 +81,14 @@ def check_session(session: object, factory: object) -> None:
     :raises TypeError: when a factory made something else.
     """
     if not isinstance(session, Session):
+        remedy = REMEDY
+        # An async_sessionmaker, or an AsyncSession class. To import them takes time.
+        if hasattr(getattr(factory, "class_", factory), "sync_session_class"):
+            remedy = (
+                "For async sessions there is 'FlaskAsyncScopedSession', with 'from "
+                "flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession'."
+            )
         raise TypeError(
             f"A session factory must return a sqlalchemy.orm.Session, but {factory!r} "
-            f"returned {session!r}. {REMEDY}"
+            f"returned {session!r}. {remedy}"
         )

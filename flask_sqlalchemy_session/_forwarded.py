@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Literal
+from types import TracebackType
+from typing import Generic, Literal
 
-from sqlalchemy.orm import scoped_session
+from sqlalchemy import Connection, Engine, TableClause
+from sqlalchemy.orm import Mapper, SessionTransaction, scoped_session
+from typing_extensions import TypeVar
 
 from ._factory import S
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from sqlalchemy import Connection, Engine, TableClause
-    from sqlalchemy.orm import Mapper, SessionTransaction
-    from typing_extensions import TypeVar
-
-    O = TypeVar("O")  # noqa: E741  # as SQLAlchemy names the type of an entity
+O = TypeVar("O")  # noqa: E741  # as SQLAlchemy names the type of an entity
 
 
 class ForwardingScopedSession(scoped_session[S], Generic[S]):

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.orm import Session
 
-from ._scope import current_context, get_context, owner_in
+from ._context import current_context, get_context, owner_in
+from ._factory import class_made_by
+from ._registry import key_of
 from ._session import EXTENSION, OWN_NAMES, FlaskScopedSession, SessionProxy
+
+_KEY = key_of(EXTENSION, "default")
 
 # What 1.1's `current_session` had from the scoped session that it stood for.
 _SCOPED = frozenset(
@@ -24,15 +28,6 @@ def _default() -> FlaskScopedSession[Session]:
 
 
 def _default_session() -> Session:
-    try:
-        # What follows does the same in twice the time, and makes what is missing.
-        scope = get_context().g._flask_sqlalchemy_session
-        owner = scope.app.extensions[EXTENSION]["default"]
-        session: Session = scope.sessions[owner.registry]
-    except (RuntimeError, AttributeError, KeyError):
-        pass
-    else:
-        return session
     return _default().registry()
 
 
@@ -55,19 +50,20 @@ class CurrentSession(SessionProxy[Session]):
             if name in _OWN_NAMES:
                 return object.__getattribute__(self, name)
             try:
-                # `_default_session` without the call, for the attributes of a session.
-                scope = get_context().g._flask_sqlalchemy_session
-                owner = scope.app.extensions[EXTENSION]["default"]
-                session = scope.sessions[owner.registry]
+                # Without the way by the application, which is most of the time.
+                holder = get_context().g.__dict__[_KEY]
+                held = holder.registry is not None
             except (RuntimeError, AttributeError, KeyError):
-                pass
-            else:
-                return getattr(session, name)
-            return getattr(_default().registry(), name)
+                held = False
+            return getattr(holder.session if held else _default_session(), name)
 
         def __getattr__(self, name: str) -> object:
             target = _default() if name in _SCOPED else self._get_current_object()
             return getattr(target, name)
+
+        def _class(self) -> type[Session]:
+            owner = _default()
+            return class_made_by(owner.session_factory, Session) or type(owner())
 
 
 # The proxy stands for a session in every way that the type promises. Editors that do

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, cast
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, cast
 
-from sqlalchemy.orm import Session
+from flask import Flask
+from sqlalchemy.exc import IllegalStateChangeError
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.util import ScopedRegistry
 from werkzeug.local import LocalProxy
 
+from ._context import ScopeError, get_context
 from ._factory import (
     REMEDY,
     S,
@@ -14,19 +20,16 @@ from ._factory import (
     check_callable,
     check_keywords,
     check_session,
+    class_made_by,
 )
 from ._forwarded import ForwardingScopedSession
-from ._scope import ContextRegistry, get_context, register
-from ._scoped import ContextScoped
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flask import Flask
-    from sqlalchemy.orm import SessionTransaction, sessionmaker
-    from sqlalchemy.util import ScopedRegistry
+from ._owner import ContextScoped
+from ._registry import ContextRegistry, register
 
 EXTENSION = "sqlalchemy_session"
+
+# A listener of the end of a transaction may begin the next, and so for ever.
+_ATTEMPTS = 10
 
 
 class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
@@ -48,15 +51,20 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
         return session
 
     def close_session(self, session: S, *, wait: bool = True) -> None:
-        transaction = session.get_transaction()
-        try:
-            session.close()
-        except BaseException:
-            # It stopped at the first connection that failed. The others would stay
-            # checked out, in a transaction, until they are collected.
-            if transaction is not None:
-                close_transaction(transaction)
-            raise
+        for _ in range(_ATTEMPTS):
+            transaction = session.get_transaction()
+            try:
+                session.close()
+            except IllegalStateChangeError:
+                raise  # another thread is about to begin or to end the transaction
+            except BaseException:
+                # It stopped at the first connection that failed. The others would stay
+                # checked out, in a transaction, until they are collected.
+                if transaction is not None:
+                    close_transaction(transaction)
+                raise
+            if not self.is_open(session):
+                break
 
 
 def close_transaction(transaction: SessionTransaction) -> None:
@@ -72,8 +80,10 @@ def close_transaction(transaction: SessionTransaction) -> None:
         return
 
 
-# What a proxy has itself. It forwards everything else.
-OWN_NAMES = frozenset({*dir(LocalProxy), "_registry"})
+# What a proxy has itself. It forwards everything else, and is not awaitable, as
+# `LocalProxy` is for what it may stand for.
+_ASYNC = {"__aenter__", "__aexit__", "__aiter__", "__anext__", "__await__"}
+OWN_NAMES = frozenset({*dir(LocalProxy), "_registry", "_class"} - _ASYNC)
 
 
 class SessionProxy(LocalProxy[S]):
@@ -94,6 +104,8 @@ class SessionProxy(LocalProxy[S]):
         object.__setattr__(self, "_get_current_object", registry)
 
     if not TYPE_CHECKING:
+        __aenter__ = __aexit__ = __aiter__ = __anext__ = __await__ = None
+
         # `LocalProxy` forwards by a `__getattr__` that takes more than twice as long.
         def __getattribute__(self, name: str) -> object:
             if name in OWN_NAMES:
@@ -101,13 +113,11 @@ class SessionProxy(LocalProxy[S]):
             registry = _registry_of(self)
             try:
                 # Without the registry's call, which is a quarter of the time.
-                scope = get_context().g._flask_sqlalchemy_session
-                session = scope.sessions[registry]
+                holder = get_context().g.__dict__[registry.key]
+                held = holder.registry is registry
             except (RuntimeError, AttributeError, KeyError):
-                pass
-            else:
-                return getattr(session, name)
-            return getattr(registry(), name)
+                held = False
+            return getattr(holder.session if held else registry(), name)
 
         def __dir__(self) -> list[str]:
             # Without a context `LocalProxy` would offer a shell nothing to complete.
@@ -115,6 +125,26 @@ class SessionProxy(LocalProxy[S]):
                 return dir(self._get_current_object())
             except RuntimeError:
                 return dir(Session)
+
+        @property
+        def __class__(self) -> type[Session]:
+            # True to the type without a context, and without making a session where
+            # the factory tells the class.
+            try:
+                return self._class()
+            except ScopeError:
+                return Session
+
+        def _class(self) -> type[Session]:
+            registry = _registry_of(self)
+            factory = registry.owner.session_factory
+            return class_made_by(factory, Session) or type(registry())
+
+        def __copy__(self) -> Session:
+            return copy.copy(self._get_current_object())
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+            return copy.deepcopy(self._get_current_object(), memo)
 
 
 # Reads the slot, past `__getattribute__`.
@@ -147,6 +177,9 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
     :exc:`TypeError` when the factory returns something other than a ``Session``.
     """
 
+    # SQLAlchemy's annotation is narrower than what its documentation allows.
+    session_factory: SessionFactory[S]  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]  # ty: ignore[incompatible-attribute-override]
+
     def __init__(
         self,
         session_factory: SessionFactory[S],
@@ -155,10 +188,9 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
         name: str = "default",
     ) -> None:
         check_callable(session_factory, REMEDY)
-        # SQLAlchemy's annotation is narrower than what its documentation allows:
-        # it calls the factory, and only `configure` needs a sessionmaker.
+        # It is called, and only `configure` needs a sessionmaker.
         super().__init__(cast("sessionmaker[S]", session_factory))
-        self._registry = SessionRegistry[S](self, EXTENSION)
+        self._registry = SessionRegistry[S](self, EXTENSION, name)
         self.registry: ScopedRegistry[S] = self._registry
         self._name = name
         # The proxy stands for the session in every way that its type promises.
@@ -179,10 +211,9 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
         :raises RuntimeError: when the application has another object of that name;
             it is left as it was.
         """
-        register(self, app, EXTENSION)
-        if self.name == "default":
-            # Version 1.1's attribute, which Flask's type does not have.
-            setattr(app, "scoped_session", self)  # noqa: B010
+        # Version 1.1's attribute.
+        attribute = "scoped_session" if self.name == "default" else None
+        register(self, app, EXTENSION, attribute)
 
     def configure(self, **kwargs: object) -> None:
         """Change what the factory gives to the sessions that it makes from now on.
@@ -210,9 +241,7 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
         Whatever closing raises is raised, after every connection of the session was
         given back.
         """
-        session = self._registry.pop()
-        if session is not None:
-            self._registry.close_session(session)
+        self._registry.clear()
 
 
 flask_scoped_session = FlaskScopedSession

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection
 
+from ._owner import ContextScoped
 from ._savepoints import IsolationError, SharedConnection, StandIn
-from ._scoped import ContextScoped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from typing_extensions import ParamSpec
 
-    from ._scope import ContextRegistry
+    from ._registry import ContextRegistry
 
     _P = ParamSpec("_P")
     _Registry = ContextRegistry[Any, Any]  # whatever the type of its sessions

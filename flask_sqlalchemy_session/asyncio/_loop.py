@@ -13,11 +13,8 @@ from weakref import WeakSet
 
 from flask import Flask
 
-from flask_sqlalchemy_session._scope import (
-    find_context,
-    never_finalise,
-    unproxied,
-)
+from flask_sqlalchemy_session._context import find_context, unproxied
+from flask_sqlalchemy_session._fork import never_finalise
 
 from ._calls import RunningLoop
 

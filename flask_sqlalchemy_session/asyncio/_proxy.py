@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from flask_sqlalchemy_session._scope import current_context, owner_in
+from flask_sqlalchemy_session._context import current_context, owner_in
 
 from ._session import EXTENSION, AsyncSessionProxy, FlaskAsyncScopedSession
 

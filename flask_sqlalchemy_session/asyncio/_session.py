@@ -12,14 +12,10 @@ from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 from werkzeug.local import LocalProxy
 
+from flask_sqlalchemy_session._context import ScopeError, current_context
 from flask_sqlalchemy_session._factory import check_callable, check_keywords
-from flask_sqlalchemy_session._scope import (
-    ContextRegistry,
-    ScopeError,
-    current_context,
-    register,
-)
-from flask_sqlalchemy_session._scoped import ContextScoped
+from flask_sqlalchemy_session._owner import ContextScoped
+from flask_sqlalchemy_session._registry import ContextRegistry, register
 from flask_sqlalchemy_session._session import close_transaction
 
 from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
@@ -242,7 +238,7 @@ class FlaskAsyncScopedSession(
         super().__init__(
             cast("async_sessionmaker[AS]", session_factory), current_context
         )
-        self._registry = AsyncSessionRegistry[AS](self, EXTENSION)
+        self._registry = AsyncSessionRegistry[AS](self, EXTENSION, name)
         self.registry: ScopedRegistry[AS] = self._registry
         self._name = name
         # The proxy stands for the session in every way that its type promises.
@@ -293,9 +289,13 @@ class FlaskAsyncScopedSession(
         Whatever closing raises is raised, after every connection of the session was
         given back.
         """
-        session = self._registry.pop()
-        if session is not None:
-            await _close(session)
+        holder = self._registry.set_aside()
+        if holder is not None:
+            try:
+                await _close(holder.session)
+            finally:
+                if not self._registry.is_open(holder.session):
+                    holder.let_go()
 
 
 flask_async_scoped_session = FlaskAsyncScopedSession

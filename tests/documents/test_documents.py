@@ -286,7 +286,7 @@ def test_the_first_example_has_ten_lines_of_code() -> None:
 
 
 def test_the_readme_has_programs_and_so_have_docstrings() -> None:
-    assert {"README.md", "_scoped.py"} <= {each.source.name for each in PROGRAMS}
+    assert {"README.md", "_owner.py"} <= {each.source.name for each in PROGRAMS}
 
 
 @pytest.mark.parametrize(

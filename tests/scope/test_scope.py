@@ -162,10 +162,7 @@ def test_contexts_popped_in_the_wrong_order_are_released(
         with pytest.raises((AssertionError, LookupError)):
             upper.pop()
 
-    # Before 3.2 Flask's teardown does not say which context it tears down: the lower
-    # one's session is left for when the context is dropped.
-    with pytest.warns(ResourceWarning, match="safety net"):
-        contextvars.Context().run(pop_the_lower_first)
+    contextvars.Context().run(pop_the_lower_first)
     assert held.count == 0
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.util import ScopedRegistry
 
-if TYPE_CHECKING:
-    from sqlalchemy.util import ScopedRegistry
-
-    from ._scope import ContextRegistry
+from ._registry import ContextRegistry
 
 T = TypeVar("T")
 

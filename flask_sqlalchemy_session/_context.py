@@ -1,0 +1,67 @@
+"""The application context at hand, and what its application has been given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Flask
+from flask.ctx import AppContext
+from flask.globals import app_ctx
+
+# Werkzeug documents this method as the way from a proxy to what it stands for. It is
+# the fastest one to the current context; `current_context` has the better error.
+get_context: Callable[[], AppContext] = getattr(app_ctx, "_get_current_object")  # noqa: B009  # Flask types the proxy as the context itself, without it
+
+
+class ScopeError(RuntimeError, AttributeError):  # pyright: ignore[reportUnsafeMultipleInheritance]  # basedpyright's rule; neither has more to initialise than the other
+    """There is no session here: no context, or an app that has none set up.
+
+    A :exc:`RuntimeError`, as Flask raises outside a context. An
+    :exc:`AttributeError` too, because 1.1 raised that for an app that was not set
+    up, and so that :func:`hasattr` answers instead of raising.
+    """
+
+
+def current_context() -> AppContext:
+    """Return the current application context.
+
+    :raises ScopeError: when there is none.
+    """
+    try:
+        return get_context()
+    except RuntimeError:
+        raise ScopeError(
+            "There is no session outside an application context. Requests and CLI "
+            "commands have one; elsewhere, open one: 'with app.app_context():'."
+        ) from None
+
+
+def find_context() -> AppContext | None:
+    """Return the current application context, if there is one."""
+    try:
+        return get_context()
+    except RuntimeError:
+        return None
+
+
+def owner_in(context: AppContext, extension: str, name: str, class_: str) -> object:
+    """Return what a context's application has under a name.
+
+    :raises ScopeError: when it has nothing under that name.
+    """
+    app = context.app
+    try:
+        return app.extensions[extension][name]
+    except KeyError:
+        keyword = "" if name == "default" else f", name={name!r}"
+        raise ScopeError(
+            f"Flask application {app.name!r} has no session named {name!r}. Set one up "
+            f"with '{class_}(session_factory, app{keyword})', or with "
+            "'session.init_app(app)' in an application factory."
+        ) from None
+
+
+def unproxied(app: Flask) -> Flask:
+    """Return the application itself, also where `current_app` is passed for it."""
+    current: Callable[[], Flask] | None = getattr(app, "_get_current_object", None)
+    return app if current is None else current()

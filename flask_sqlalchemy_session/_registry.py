@@ -1,0 +1,207 @@
+"""The way from a scoped session object to the current context's session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, Generic, Protocol
+
+from flask import Flask
+from sqlalchemy.orm import Session
+from sqlalchemy.util import ScopedRegistry
+from typing_extensions import TypeVar
+
+from ._context import (
+    ScopeError,
+    current_context,
+    find_context,
+    get_context,
+    owner_in,
+    unproxied,
+)
+from ._ending import end_with_contexts, had_ended, watch
+from ._requests import give_requests_contexts
+from ._scope import Holder, scope_of
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """A scoped session object, as its registry sees it."""
+
+    @property
+    def name(self) -> str: ...
+    def remove(self) -> object: ...
+
+
+O = TypeVar("O", bound=Owner, default=Owner)  # noqa: E741  # short for the owner, as T is for the type
+
+
+# The holder that was made last in a context.
+_LAST = "_flask_sqlalchemy_session_last"
+
+
+def key_of(extension: str, name: str) -> str:
+    """Return the name on `g` of the holders of the objects with a name."""
+    return f"_flask_{extension}_{name}"
+
+
+class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
+    """Keeps a scoped session object's session on the current context."""
+
+    __slots__ = ("closing", "extension", "key", "name", "owner", "prepare")
+
+    prepare: Callable[[T], None] | None
+    """Is given each session before its first use, while tests isolate them."""
+
+    def __init__(self, owner: O, extension: str, name: str) -> None:
+        super().__init__(self.make_session, current_context)
+        self.owner = owner
+        self.extension = extension
+        self.name = name
+        self.key = key_of(extension, name)
+        self.closing = f"{self.key} closing"
+        self.prepare = None
+
+    def make_session(self, **kw: object) -> T:
+        """Make a session, whatever the context."""
+        raise NotImplementedError
+
+    def sync_session(self, session: T) -> Session:
+        """Return the `Session` that does the work of a session."""
+        raise NotImplementedError
+
+    def close_session(self, session: T, *, wait: bool = True) -> None:
+        """Close a session and give back every connection, also if closing fails.
+
+        What has to be done in another thread is waited for, unless told not to.
+        """
+        raise NotImplementedError
+
+    def is_open(self, session: T) -> bool:
+        """Tell whether a session has a transaction, and so may have connections."""
+        return self.sync_session(session).in_transaction()
+
+    def release(self, session: T) -> None:
+        """Let the owner remove the current context's session, at a teardown."""
+        self.owner.remove()
+
+    def __call__(self) -> T:
+        try:
+            holder: Holder = get_context().g.__dict__[self.key]
+            if holder.registry is self:
+                session: T = holder.session
+                return session
+        except (RuntimeError, KeyError, AttributeError):
+            pass
+        return self.open()
+
+    def open(self, **kw: object) -> T:
+        """Make the current context's session.
+
+        :raises ScopeError: when there is no context, or its application was not
+            set up.
+        """
+        scope = self._scope()
+        session = self.make_session(**kw)
+        holder = self._holder(session)
+        # Atomic: of two threads that share the context, one keeps its session.
+        kept: Holder = scope.setdefault(self.key, holder)
+        if kept.registry is not self:  # closed, or the parent's in a forked child
+            scope[self.key] = kept = holder
+        if kept is not holder:
+            holder.close()
+            session = kept.session
+        return session
+
+    def has(self) -> bool:
+        return self._find() is not None
+
+    def set(self, obj: T) -> None:
+        """Give the current context a session. What it had is closed."""
+        scope = self._scope()
+        holder = self._find()
+        if holder is None or holder.session is not obj:
+            self.clear()
+            scope[self.key] = self._holder(obj)
+
+    def clear(self) -> None:
+        """Close the current context's session. The next use makes a new one."""
+        holder = self.set_aside()
+        if holder is not None:
+            holder.close()
+
+    def set_aside(self) -> Holder | None:
+        """Make room for the next session, while the context still holds this one."""
+        holder = self._find()
+        if holder is not None:
+            scope = vars(get_context().g)
+            scope[self.closing] = holder
+            scope.pop(self.key, None)
+        return holder
+
+    def _find(self) -> Holder | None:
+        context = find_context()
+        if context is None:
+            return None
+        holder: Holder | None = getattr(context.g, "__dict__", {}).get(self.key)
+        return None if holder is None or holder.registry is not self else holder
+
+    def _scope(self) -> dict[str, Any]:
+        context = current_context()
+        class_ = type(self.owner).__name__
+        owner = owner_in(context, self.extension, self.name, class_)
+        if owner is not self.owner:
+            raise ScopeError(
+                f"Flask application {context.app.name!r} has another session named "
+                f"{self.name!r}. Use that one, or set this one up under a name "
+                f"of its own: '{class_}(session_factory, app, name=...)'."
+            )
+        return scope_of(context)
+
+    def _holder(self, session: T) -> Holder:
+        context = get_context()
+        watch(context)
+        scope = vars(context.g)
+        holder = scope[_LAST] = Holder(
+            self,
+            session,
+            context.app.name,
+            late=had_ended(context),
+            before=scope.get(_LAST),
+        )
+        return holder
+
+
+_registering = Lock()
+
+
+def register(
+    owner: Owner, app: Flask, extension: str, attribute: str | None = None
+) -> None:
+    """Give an application an owner, and let its contexts release their sessions.
+
+    :param attribute: an attribute of the application, to be set to the owner.
+    :raises RuntimeError: when the application has another owner of that name.
+    """
+    app = unproxied(app)
+    with _registering:
+        owners = app.extensions.get(extension, {})
+        if owners.get(owner.name, owner) is not owner:
+            raise RuntimeError(
+                f"Flask application {app.name!r} already has a session named "
+                f"{owner.name!r}. Give this one a name of its own: "
+                f"'{type(owner).__name__}(session_factory, app, name=...)'."
+            )
+        class_, attributes = type(app), dict(vars(app))
+        try:
+            end_with_contexts(app)
+            give_requests_contexts(app)
+            if attribute is not None:
+                setattr(app, attribute, owner)
+        except BaseException:  # an application may refuse any of these
+            app.__class__ = class_
+            for name in vars(app).keys() - attributes.keys():
+                del vars(app)[name]
+            raise
+        app.extensions[extension] = {**owners, owner.name: owner}
