@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from flask_sqlalchemy_session import current_session
+from flask_sqlalchemy_session.testing import isolate
 from tests.documents.test_documents import ROOT
 from tests.support import Held, User
 
@@ -168,6 +169,19 @@ class TestATimeOutForOneView:
             shown = current_session.scalar(text("SHOW statement_timeout"))
             assert shown == "0"
 
+    def test_inside_isolate_it_lasts_until_the_block_ends(
+        self, page: ModuleType
+    ) -> None:
+        shown = text("SHOW statement_timeout")
+        with isolate(page.session):
+            with page.app.app_context():
+                current_session.execute(text("SET LOCAL statement_timeout = '200ms'"))
+                current_session.commit()
+            with page.app.app_context():
+                assert current_session.scalar(shown) == "200ms"
+        with page.app.app_context():
+            assert current_session.scalar(shown) == "0"
+
     def test_set_without_local_limits_whoever_gets_the_connection_next(
         self, page: ModuleType
     ) -> None:
@@ -184,9 +198,8 @@ class TestReadsThatCannotWrite:
     def page(self, recipe: Callable[[str], ModuleType], engine: Engine) -> ModuleType:
         module = recipe("postgresql_readonly=True")
         module.session.configure(bind=engine)
-        module.reading.configure(
-            bind=engine.execution_options(postgresql_readonly=True)
-        )
+        options = module.readonly.get_execution_options()
+        module.reading.configure(bind=engine.execution_options(**options))
         return module
 
     def test_the_database_refuses_every_write(self, page: ModuleType) -> None:
@@ -210,6 +223,16 @@ class TestReadsThatCannotWrite:
                 page.current_session.add(User(name="ann"))
                 page.current_session.commit()
         assert engine.pool.status().startswith("Pool size: 5  Connections in pool: 1")
+
+    def test_inside_isolate_both_share_a_connection_that_can_write(
+        self, page: ModuleType
+    ) -> None:
+        both = isolate(page.session, page.reading)
+        with both, page.app.app_context():
+            page.current_session.add(User(name="ann"))
+            page.current_session.commit()
+            assert page.current_reading.scalars(select(User.name)).all() == ["ann"]
+            page.current_reading.execute(update(User).values(name="bob"))
 
     def test_a_listener_before_the_flush_misses_what_does_not_flush(
         self, page: ModuleType, engine: Engine

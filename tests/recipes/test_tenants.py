@@ -35,14 +35,14 @@ class TestRowLevelSecurity:
     def page(
         self, recipe: Callable[[str], ModuleType], admin: Engine
     ) -> Iterator[ModuleType]:
-        """The page's program on one connection, as a user who owns nothing."""
+        """The page's program on one connection, as the user who owns the table."""
         module = recipe("CREATE POLICY of_tenant")
         module.Base.metadata.create_all(admin)
         with admin.connect() as connection:
             for statement in module.policies.strip().split(";"):
                 connection.execute(text(statement))
             connection.execute(text("CREATE ROLE shop LOGIN PASSWORD 'shop'"))
-            connection.execute(text("GRANT ALL ON orders, orders_id_seq TO shop"))
+            connection.execute(text("ALTER TABLE orders OWNER TO shop"))
         url = make_url(admin.url).set(username="shop", password="shop")  # noqa: S106  # of a test
         engine = create_engine(url, pool_size=1, max_overflow=0)
         module.maker.configure(bind=engine)

@@ -228,6 +228,7 @@ class Race:
         self.engine = engine
         self.left = times
         self.reads = 0
+        self.sessions: list[Session] = []
 
     def interfere(self) -> None:
         self.reads += 1
@@ -239,6 +240,7 @@ class Race:
 
 def read_and_write(session: Session, race: Race) -> str:
     """Lose a race for a row: the transaction has read it before it was changed."""
+    race.sessions.append(session)
     user = session.get_one(User, 1)
     race.interfere()
     user.name = user.name.upper()
@@ -261,11 +263,12 @@ class TestTryAgain:
 
         def work() -> str:
             with current_session.begin():
-                return read_and_write(current_session, race)
+                return read_and_write(page.session(), race)
 
         with page.app.app_context():
             assert page.trying_again(work)().startswith("ANN")
         assert race.reads == losses + 1
+        assert len(set(race.sessions)) == losses + 1
 
     def test_one_that_loses_every_race_raises_the_databases_error(
         self, page: ModuleType, server: Engine
@@ -403,6 +406,7 @@ class TestTryAgain:
             assert name.startswith("ANN")
         page.app.ensure_sync(engine.dispose)()
         assert race.reads == 3
+        assert len(set(race.sessions)) == 3
         # What the obvious way catches, on one of the two.
         assert issubclass(caught[0], OperationalError) is (driver == "psycopg")
 
