@@ -9,7 +9,6 @@ import threading
 from contextvars import Context, ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakSet
 
 from flask import Flask
 
@@ -17,6 +16,7 @@ from flask_sqlalchemy_session._context import find_context, unproxied
 from flask_sqlalchemy_session._fork import never_finalise
 
 from ._calls import RunningLoop
+from ._engines import leave_connections_to_parent
 
 try:
     from asgiref.sync import SyncToAsync
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from flask.ctx import AppContext
-    from sqlalchemy import Engine
     from typing_extensions import ParamSpec
 
     P = ParamSpec("P")
@@ -114,17 +113,13 @@ async def _end_tasks() -> None:
 
 
 _shared = EventLoopThread()
-_engines: WeakSet[Engine] = WeakSet()
 
 
 def _start_anew() -> None:
     """Leave the loop, and the connections that belong to it, to the parent process."""
     global _shared  # noqa: PLW0603  # the process is the scope that it is shared in
-    inherited: list[object] = [_shared]
-    for engine in _engines:
-        inherited.append(engine.pool)
-        engine.dispose(close=False)
-    never_finalise(inherited)
+    never_finalise([_shared])
+    leave_connections_to_parent()
     _shared = EventLoopThread()
 
 
@@ -164,11 +159,6 @@ def loop_that_runs_here() -> RunningLoop | None:
     if shared is not None and shared.loop is loop:
         return shared
     return RunningLoop(loop, threading.get_ident())
-
-
-def leave_to_parent_after_fork(engine: Engine) -> None:
-    """Let a forked child make connections of its own on an engine."""
-    _engines.add(engine)
 
 
 class _Call:

@@ -7,7 +7,6 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Generic, cast
 
-from sqlalchemy import event
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession
 from werkzeug.local import LocalProxy
@@ -24,15 +23,13 @@ from ._loop import (
     current_loop,
     has_lasting_loop,
     is_left_behind,
-    leave_to_parent_after_fork,
     loop_that_runs_here,
 )
 
 if TYPE_CHECKING:
     from flask import Flask
-    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import async_sessionmaker
-    from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.orm import Session
     from sqlalchemy.util import ScopedRegistry
 
     from ._calls import RunningLoop
@@ -104,12 +101,6 @@ def _loop_for(session: AsyncSession) -> RunningLoop:
     return current_loop() if loop is None or loop.has_ended() else loop
 
 
-def _leave_engine_to_parent(
-    _session: Session, _transaction: SessionTransaction, connection: Connection
-) -> None:
-    leave_to_parent_after_fork(connection.engine)
-
-
 class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
     """Makes and closes the sessions of a `FlaskAsyncScopedSession`."""
 
@@ -151,8 +142,6 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
     def _settle(self, session: AS) -> None:
         setattr(session, _LOOP, loop_that_runs_here())
-        # Which engines a session uses, its `get_bind` decides.
-        event.listen(session.sync_session, "after_begin", _leave_engine_to_parent)
 
     def close_session(self, session: AS, *, wait: bool = True) -> None:
         loop = _loop_for(session)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from alembic import command
+from alembic.config import Config
 from flask import Flask, Response, stream_with_context
-from sqlalchemy import make_url, text
+from sqlalchemy import MetaData, event, make_url, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from flask_sqlalchemy_session.asyncio import (
@@ -19,30 +22,76 @@ from flask_sqlalchemy_session.asyncio import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
+    from sqlalchemy import Connection
+    from sqlalchemy.engine.interfaces import Dialect
+
 app = Flask(__name__)
 use_one_event_loop(app)
 url = make_url(os.environ["LEDGER_URL"])
-named = {"application_name": "ledger"}
-engine = create_async_engine(
-    url,
-    connect_args={"server_settings": named} if "asyncpg" in url.drivername else named,
-)
+engine = create_async_engine(url)
 session = FlaskAsyncScopedSession(async_sessionmaker(engine), app)
 
-if os.environ.get("LEDGER_PRELOAD"):
 
-    async def warm_up() -> None:
-        await session.execute(text("SELECT 1"))
+@event.listens_for(engine.sync_engine, "do_connect")
+def name_connection(
+    dialect: Dialect, entry: object, arguments: object, keywords: dict[str, object]
+) -> None:
+    """Let the database tell which process opened a connection."""
+    named = {"application_name": f"ledger-{os.getpid()}"}
+    keywords |= {"server_settings": named} if dialect.driver == "asyncpg" else named
 
-    # It leaves a connection in the pool, which workers that are forked now inherit.
+
+async def whose_backend() -> str:
+    """Tell whether a connection is this process's own."""
+    async with engine.connect() as connection:
+        name = await connection.scalar(text("SHOW application_name"))
+    return "its own" if name == f"ledger-{os.getpid()}" else f"of {name}"
+
+
+# Ways to set the database up, each of which leaves a connection in the pool, for the
+# workers that are forked afterwards to inherit.
+
+
+async def through_the_engine() -> None:
+    async with engine.begin() as connection:
+        await connection.run_sync(MetaData().create_all)
+
+
+async def through_a_session() -> None:
+    await session.execute(text("SELECT 1"))
+    await session.commit()
+
+
+async def through_alembic() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+
+    def upgrade(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade)
+
+
+SET_UPS = {
+    "engine": through_the_engine,
+    "session": through_a_session,
+    "alembic": through_alembic,
+}
+
+if preload := os.environ.get("LEDGER_PRELOAD"):
     with app.app_context():
-        app.ensure_sync(warm_up)()
+        app.ensure_sync(SET_UPS[preload])()
 
 
 @app.before_request
 async def claim() -> None:
     assert "claimed" not in session().info, "another request's session"
     session().info["claimed"] = True
+    name = await session.scalar(text("SHOW application_name"))
+    assert name == f"ledger-{os.getpid()}", "another process's connection"
+    await session.rollback()
 
 
 @app.post("/entries/<key>")

@@ -25,30 +25,35 @@ from sqlalchemy import Engine, create_engine, make_url, text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 CLIENTS = 12
 ROUNDS = 2
 SOAK = float(os.environ.get("SOAK", "0"))
 SECONDS_TO_ANSWER = 100  # on a machine that is busy with other things
 
 SERVERS = {
+    "sync": ["--worker-class", "sync"],
     "threads": ["--worker-class", "gthread", "--threads", "8"],
-    "preload": [
-        *["--worker-class", "gthread", "--threads", "4"],
-        *["--workers", "2", "--preload"],
-    ],
     "gevent": ["--worker-class", "gevent"],
 }
+SET_UPS = ["engine", "session", "alembic"]
 
-# With which server, with which driver, and whether backends are terminated.
-RUNS = [
-    ("threads", "asyncpg", True),
-    ("threads", "psycopg", False),
-    ("preload", "asyncpg", False),
-    ("gevent", "asyncpg", False),
+# With which server, with which driver, what connected before the fork, and whether
+# backends are terminated.
+RUNS: list[tuple[str, str, str, bool]] = [
+    ("threads", "asyncpg", "", True),
+    ("threads", "psycopg", "", False),
+    ("gevent", "asyncpg", "", False),
+    ("threads", "asyncpg", "engine", False),
+    ("sync", "asyncpg", "session", False),
+    ("threads", "asyncpg", "alembic", False),
+    ("sync", "psycopg", "engine", False),
+    ("threads", "psycopg", "session", False),
+    ("sync", "psycopg", "alembic", False),
 ]
 if SOAK:
-    RUNS = list(product(SERVERS, ["asyncpg", "psycopg"], [False, True]))
+    RUNS = list(product(SERVERS, ["asyncpg", "psycopg"], ["", *SET_UPS], [False, True]))
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(300 + SOAK)]
 
@@ -61,7 +66,8 @@ def database(postgresql_url: str) -> Iterator[Engine]:
         connection.execute(text("CREATE TABLE async_ledger (key text PRIMARY KEY)"))
     yield engine
     with engine.begin() as connection:
-        connection.execute(text("DROP TABLE async_ledger"))
+        for table in ("async_ledger", "async_set_up", "alembic_version"):
+            connection.execute(text(f"DROP TABLE IF EXISTS {table}"))
     engine.dispose()
 
 
@@ -73,7 +79,6 @@ def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[
     """
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         # Clients that come before the workers are up wait in the backlog.
-        bind = ["--bind", f"fd://{listener.fileno()}", "--no-control-socket"]
         with log.open("w") as output:
             process = subprocess.Popen(  # noqa: S603  # our own words
                 [
@@ -83,8 +88,8 @@ def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[
                         "gunicorn",
                         "tests.servers.async_ledger:app",
                     ],
-                    *bind,
-                    *["--timeout", str(SECONDS_TO_ANSWER)],
+                    *["--config", str(HERE / "async_gunicorn_conf.py")],
+                    *["--bind", f"fd://{listener.fileno()}"],
                     *options,
                 ],
                 cwd=ROOT,
@@ -177,27 +182,28 @@ class Traffic:
             ended = connection.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE "
-                    "application_name = 'ledger' ORDER BY random() LIMIT 1"
+                    "application_name LIKE 'ledger-%' ORDER BY random() LIMIT 1"
                 )
             ).all()
         return "terminated" if ended else "none to terminate"
 
 
-@pytest.mark.parametrize(("server", "driver", "terminates"), RUNS)
+@pytest.mark.parametrize(("server", "driver", "preload", "terminates"), RUNS)
 def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one for each dimension
     postgresql_url: str,
     database: Engine,
     tmp_path: Path,
     server: str,
     driver: str,
+    preload: str,
     terminates: bool,
 ) -> None:
     url = make_url(postgresql_url).set(drivername=f"postgresql+{driver}")
     environment = {"LEDGER_URL": url.render_as_string(hide_password=False)}
-    if server == "preload":
-        environment["LEDGER_PRELOAD"] = "yes"
+    environment["LEDGER_PRELOAD"] = preload
+    workers = ["--workers", "2" if preload else "1"]
     log = tmp_path / "log"
-    with gunicorn(log, environment, *SERVERS[server]) as port:
+    with gunicorn(log, environment, *SERVERS[server], *workers) as port:
         traffic = Traffic(port, database, terminates=terminates)
         traffic.run()
         wait_until_idle(database)
@@ -218,6 +224,8 @@ def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one
     assert not traffic.failed & stored
     output = log.read_text()
     assert "another request's session" not in output
+    assert "another process's connection" not in output
+    assert ("master its own" in output) == bool(preload)
     assert "garbage collector" not in output
     assert "safety net" not in output
     assert "QueuePool limit" not in output
@@ -226,7 +234,7 @@ def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one
 def wait_until_idle(database: Engine) -> None:
     """Return when the application holds no transaction; the time limit ends it."""
     query = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ledger' "
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'ledger-%' "
         "AND xact_start IS NOT NULL"
     )
     while True:

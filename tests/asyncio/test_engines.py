@@ -1,0 +1,259 @@
+"""What an async engine keeps of the request that connected with it: nothing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from flask import Flask, current_app, g, request
+from flask.globals import app_ctx
+from sqlalchemy import event, text
+from sqlalchemy.exc import MissingGreenlet
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.util import greenlet_spawn
+
+from flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession, use_one_event_loop
+from tests.async_support import async_url, run, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+
+
+class Kept:
+    """Something of a request's own, that can be seen to go."""
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("shop")
+    app.testing = True
+    use_one_event_loop(app)
+    return app
+
+
+@pytest.fixture
+def fresh(async_engine: AsyncEngine) -> Iterator[AsyncEngine]:
+    """An engine that has not connected yet."""
+    engine = create_async_engine(async_engine.url)
+    yield engine
+    run(engine.dispose)
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("through", ["session", "engine", "raw connection"])
+def test_a_pooled_connection_keeps_nothing_of_the_request_that_opened_it(
+    app: Flask, fresh: AsyncEngine, through: str
+) -> None:
+    session = FlaskAsyncScopedSession(async_sessionmaker(fresh), app)
+    of_the_request: list[weakref.ref[object]] = []
+
+    async def by_session() -> None:
+        await session.execute(text("SELECT 1"))
+
+    async def by_engine() -> None:
+        async with fresh.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def by_raw_connection() -> None:
+        await greenlet_spawn(lambda: fresh.sync_engine.raw_connection().close())
+
+    use: dict[str, Callable[[], Coroutine[object, object, None]]] = {
+        "session": by_session,
+        "engine": by_engine,
+        "raw connection": by_raw_connection,
+    }
+
+    @app.get("/")
+    async def view() -> str:
+        g.kept = Kept()
+        of_the_request.extend(map(weakref.ref, (g.kept, _context(), _request())))
+        await use[through]()
+        return ""
+
+    app.test_client().get("/")
+    run(settle)
+    assert len(of_the_request) == 3
+    assert [reference() for reference in of_the_request] == [None] * 3
+    assert "Connections in pool: 1" in fresh.pool.status()
+
+
+def _context() -> object:
+    context: object = app_ctx._get_current_object()  # type: ignore[attr-defined]  # Flask types the proxy as the context
+    return context
+
+
+def _request() -> object:
+    real: object = request._get_current_object()  # type: ignore[attr-defined]  # Flask types the proxy as the request
+    return real
+
+
+# The collector may end the connection before the session, and then SQLAlchemy says so,
+# and psycopg where it is not ended gracefully.
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_abandoned_context_that_opened_the_connection_is_reclaimed(
+    app: Flask, fresh: AsyncEngine
+) -> None:
+    session = FlaskAsyncScopedSession(async_sessionmaker(fresh), app)
+    kept: list[weakref.ref[Kept]] = []
+
+    async def view() -> None:
+        g.kept = Kept()
+        kept.append(weakref.ref(g.kept))
+        await session.execute(text("SELECT 1"))
+
+    def leave() -> None:
+        app.test_request_context().push()
+        app.ensure_sync(view)()
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    assert fresh.pool.status().endswith("out connections: 1")
+    del thread
+    gc.collect()
+    run(settle)
+    assert kept[0]() is None
+    assert fresh.pool.status().endswith("out connections: 0")
+
+
+def test_the_applications_own_listeners_connect_in_its_context(
+    app: Flask, fresh: AsyncEngine
+) -> None:
+    seen: list[str] = []
+
+    @event.listens_for(fresh.sync_engine, "do_connect")
+    def note(*_: object) -> None:
+        seen.append(current_app.name)
+
+    async def connect() -> None:
+        async with fresh.connect():
+            seen.append("connected")
+
+    with app.app_context():
+        app.ensure_sync(connect)()
+    assert seen == ["shop", "connected"]
+
+
+def test_a_listener_that_makes_the_connection_is_asked_once(
+    app: Flask, fresh: AsyncEngine
+) -> None:
+    made: list[DBAPIConnection] = []
+
+    @event.listens_for(fresh.sync_engine, "do_connect")
+    def connect(
+        dialect: Dialect,
+        entry: object,
+        arguments: list[object],
+        keywords: dict[str, object],
+    ) -> DBAPIConnection:
+        made.append(dialect.connect(*arguments, **keywords))
+        return made[0]
+
+    async def driver_connection() -> object:
+        async with fresh.connect() as connection:
+            return (await connection.get_raw_connection()).dbapi_connection
+
+    assert app.ensure_sync(driver_connection)() is made[0]
+    assert len(made) == 1
+
+
+# SQLAlchemy leaves what it could not await.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_connection_that_no_greenlet_waits_for_is_sqlalchemys_error(
+    app: Flask, fresh: AsyncEngine
+) -> None:
+    async def connect() -> None:
+        with pytest.raises(MissingGreenlet):
+            fresh.sync_engine.connect()
+
+    app.ensure_sync(connect)()
+    with pytest.raises(MissingGreenlet):
+        fresh.sync_engine.connect()
+
+
+# Fork
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("through", ["engine", "options", "raw", "open"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_what_connected_before_a_fork_stays_the_parents(
+    driver: str, through: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = async_url(driver, request, tmp_path)
+    environment = {"URL": url.render_as_string(hide_password=False), "WAY": through}
+    done = subprocess.run(  # noqa: S603  # a program of this test's own
+        # Python warns of forks beside threads, such as the loop's.
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK],
+        env={**os.environ, **environment},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.stdout, done.stderr) == ("child: another's\nparent: 0 the same\n", "")
+
+
+FORK = """
+import os, sys
+from flask import Flask
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import greenlet_spawn
+from flask_sqlalchemy_session.asyncio import use_one_event_loop
+
+app = Flask("shop")
+use_one_event_loop(app)
+engine = create_async_engine(os.environ["URL"], pool_size=1, max_overflow=0)
+
+def raw():
+    connection = engine.sync_engine.raw_connection()
+    cursor = connection.cursor()
+    cursor.execute("SELECT pg_backend_pid()")
+    pid, = cursor.fetchone()
+    connection.close()
+    return pid
+
+async def open_connection():
+    return await engine.connect()
+
+if os.environ["WAY"] == "open":
+    kept = {os.getpid(): app.ensure_sync(open_connection)()}
+else:
+    kept = {}
+
+async def backend():
+    if os.getpid() in kept:
+        return await kept[os.getpid()].scalar(text("SELECT pg_backend_pid()"))
+    if os.environ["WAY"] == "raw":
+        return await greenlet_spawn(raw)
+    used = engine
+    if os.environ["WAY"] == "options":
+        used = engine.execution_options(logging_token="shop")
+    async with used.connect() as connection:
+        return await connection.scalar(text("SELECT pg_backend_pid()"))
+
+def same():
+    return "the same" if app.ensure_sync(backend)() == before else "another's"
+
+before = app.ensure_sync(backend)()
+child = os.fork()
+if not child:
+    print("child:", same(), flush=True)
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+print("parent:", status, same())
+for connection in kept.values():
+    app.ensure_sync(connection.close)()
+"""
