@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer, current_thread
 from typing import TYPE_CHECKING, Protocol
 
 from flask import Flask, stream_with_context
@@ -29,6 +30,7 @@ from sqlalchemy import (
     make_url,
     text,
 )
+from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -187,6 +189,18 @@ def request_many(app: Flask, get_session: GetSession) -> str:
     return left(held.count, handed_on)
 
 
+def create_tables(app: Flask, get_session: GetSession) -> None:
+    with app.app_context():
+        engine = get_session().get_bind()
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+
+
+def rows_stored(url: str) -> str:
+    with Session(create_engine(url)) as session:
+        return f"{session.query(User).count()} of 1 row stored"
+
+
 def raise_error() -> str:
     raise LookupError
 
@@ -320,8 +334,8 @@ def contexts_are_nested(way: Way, url: str) -> str:
     """A view opens a context of its own and uses the session in it."""
     app = Flask(__name__)
     get_session = way(app, url)
+    create_tables(app, get_session)
     with app.app_context():
-        Base.metadata.create_all(get_session().get_bind())
         get_session().add(User(name="Ann"))
         get_session().commit()
     with app.app_context():
@@ -329,6 +343,116 @@ def contexts_are_nested(way: Way, url: str) -> str:
         with app.app_context():
             use(get_session())
         return "detaches the view's objects" if inspect(user).detached else "apart"
+
+
+def another_context_ends_in_a_view(way: Way, url: str) -> str:
+    """A view ends a context that a failed job has left, and then it commits."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    jobs = ThreadPoolExecutor()
+    create_tables(app, get_session)
+
+    def rows() -> Iterator[int]:
+        with app.app_context():
+            use(get_session())
+            yield 1
+
+    def job() -> None:
+        left_in_this_frame = rows()
+        for _ in left_in_this_frame:
+            raise LookupError
+
+    @app.get("/")
+    def index() -> str:
+        get_session().add(User(name="Ann"))
+        get_session().flush()
+        with suppress(LookupError):  # which is all that keeps the generator
+            jobs.submit(job).result()
+        get_session().commit()
+        return ""
+
+    with suppress(Exception):
+        app.test_client().get("/")
+    return rows_stored(url)
+
+
+def a_dead_context_stays(way: Way, url: str) -> str:
+    """Another thread reclaims a streamed body, whose own thread serves on."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    held = Held()
+    handed_on = 0
+
+    @app.get("/stream")
+    def stream() -> Iterator[str]:
+        return stream_with_context(body())
+
+    def body() -> Iterator[str]:
+        for _ in range(2):
+            use(get_session())
+            yield "part"
+
+    @app.get("/")
+    def index() -> str:
+        nonlocal handed_on
+        handed_on += use(get_session())
+        return ""
+
+    def start() -> Iterator[object]:
+        parts = iter(app.test_client().get("/stream", buffered=False).response)
+        next(parts)
+        return parts
+
+    def serve_on() -> None:
+        client = app.test_client()
+        for _ in range(REQUESTS):
+            client.get("/")
+
+    with ThreadPoolExecutor(max_workers=1) as server:
+        parts = server.submit(start).result()
+        del parts
+        server.submit(serve_on).result()
+        return left(held.count, handed_on)
+
+
+def a_thread_is_inside_the_session(way: Way, url: str) -> str:
+    """A view gives up on a thread that is about to get a connection for its session."""
+    app = Flask(__name__)
+    get_session = way(app, url)
+    held = Held()
+    waits, goes_on = Event(), Event()
+    threads: list[Thread] = []
+
+    def wait_in_a_thread(*_: object) -> None:
+        if current_thread() in threads:
+            waits.set()
+            goes_on.wait()
+
+    event.listen(QueuePool, "checkout", wait_in_a_thread)
+
+    def work(session: Session) -> None:
+        with suppress(Exception):
+            use(session)
+
+    @app.get("/")
+    def index() -> str:
+        thread = Thread(target=copy_context().run, args=(work, get_session()))
+        threads.append(thread)
+        thread.start()
+        waits.wait(1)
+        Timer(0.05, goes_on.set).start()
+        return ""
+
+    client = app.test_client()
+    answered = 0
+    for _ in range(REQUESTS):
+        waits.clear()
+        goes_on.clear()
+        with suppress(IllegalStateChangeError):
+            client.get("/")
+            answered += 1
+        threads.pop().join()
+    return f"{answered} of {REQUESTS} answered, {left(held.count)}"
 
 
 def there_is_no_context(way: Way, url: str) -> str:
@@ -347,9 +471,7 @@ def a_forked_child_exits(way: Way, url: str) -> str:
     """A child forked in a view exits, and then the view commits (PostgreSQL)."""
     app = Flask(__name__)
     get_session = way(app, url)
-    with app.app_context():
-        Base.metadata.drop_all(get_session().get_bind())
-        Base.metadata.create_all(get_session().get_bind())
+    create_tables(app, get_session)
     with suppress(Exception), app.app_context():
         get_session().add(User(name="Ann"))
         get_session().flush()
@@ -358,9 +480,7 @@ def a_forked_child_exits(way: Way, url: str) -> str:
             sys.exit()
         os.waitpid(child, 0)
         get_session().commit()
-    engine = create_engine(url)
-    with Session(engine) as session:
-        return f"{session.query(User).count()} of 1 row stored"
+    return rows_stored(url)
 
 
 # The same on the async side.
@@ -471,6 +591,21 @@ ASYNC_FAULTS: list[Callable[[AsyncWay, str], str]] = [
 ]
 
 
+HOLDS = {
+    "nothing left",
+    "apart",
+    "`RuntimeError`",
+    "1 of 1 row stored",
+    f"{REQUESTS} of {REQUESTS} answered, nothing left",
+}
+
+
+def marked(seen: str) -> str:
+    """Put a mark before what was seen, with a word for those who can't see it."""
+    mark, word = ("✓", "holds") if seen in HOLDS else ("✗", "fails")
+    return f'<span class="{word}" role="img" aria-label="{word}">{mark}</span> {seen}'
+
+
 class Fault(Protocol):
     """A function of either list."""
 
@@ -506,6 +641,7 @@ def url_of(database: URL, driver: str) -> str:
 def measure_one(fault: str, way: str, url: str) -> None:
     gc.disable()
     warnings.simplefilter("ignore")
+    sys.unraisablehook = lambda _: None  # a context that ends in the wrong place
     Flask.log_exception = lambda *_: None  # type: ignore[method-assign]  # a fault is expected
     seen = ""
     for each in FAULTS:
@@ -523,7 +659,7 @@ def table_of(faults: Sequence[Fault], ways: Iterable[str], postgresql: URL) -> s
     rows = [["What happens", *ways]]
     rows.append(["---"] * len(rows[0]))
     for fault in faults:
-        seen = [measure(fault, way, postgresql) for way in ways]
+        seen = [marked(measure(fault, way, postgresql)) for way in ways]
         rows.append([title(fault), *seen])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
