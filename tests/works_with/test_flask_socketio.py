@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
+from werkzeug.serving import make_server
 
 from flask_sqlalchemy_session import current_session
 from tests.support import OopsError, User
@@ -13,12 +16,13 @@ from tests.support import OopsError, User
 pytest.importorskip("flask_socketio")
 
 from flask_socketio import SocketIO, SocketIOTestClient, emit
+from socketio import SimpleClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flask import Flask
-    from sqlalchemy.orm import Session
+    from sqlalchemy import Engine
 
     from flask_sqlalchemy_session import FlaskScopedSession
     from tests.support import Held
@@ -86,3 +90,54 @@ class TestEvents:
 
         socketio.start_background_task(task).join()
         assert found == ["ann"]
+
+
+class TestAServer:
+    @pytest.fixture
+    def url(
+        self, app: Flask, session: FlaskScopedSession[Session], held: Held
+    ) -> Iterator[str]:
+        """The address of a server, which answers each event in a thread."""
+        socketio = SocketIO(app, async_mode="threading")
+
+        @socketio.on("add")
+        def add(name: str) -> str:
+            with current_session.begin():
+                current_session.add(User(name=name))
+            return name
+
+        @socketio.on("fail")
+        def fail(name: str) -> str:
+            current_session.add(User(name=name))
+            current_session.flush()
+            raise OopsError
+
+        @socketio.on_error_default
+        def answer(error: BaseException) -> str:
+            return type(error).__name__
+
+        server = make_server("127.0.0.1", 0, app, threaded=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        assert held.count == 0
+
+    def test_events_of_two_browsers_write_and_fail_in_turn(
+        self, url: str, engine: Engine, held: Held
+    ) -> None:
+        browsers = [SimpleClient(), SimpleClient()]
+        for browser in browsers:
+            browser.connect(url, wait_timeout=60)
+        for name in ("ann", "bob"):
+            for browser in browsers:
+                assert browser.call("fail", name) == "OopsError"
+                assert browser.call("add", name) == name
+        for browser in browsers:
+            browser.disconnect()
+        assert held.count == 0
+        with Session(engine) as session:
+            names = list(session.scalars(select(User.name)))
+        assert names == ["ann", "ann", "bob", "bob"]
