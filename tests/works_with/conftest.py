@@ -28,7 +28,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def logging_restored() -> Iterator[None]:
-    """Take back how Alembic's `env.py` configures the logs of the whole process."""
+    """Take back how a tool has configured the logs of the whole process."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     names = list(root.manager.loggerDict)

@@ -132,6 +132,7 @@ class TestEager:
         assert names(engine) == []
 
 
+@pytest.mark.usefixtures("logging_restored")
 class TestAWorkerInAThread:
     @pytest.fixture
     def tasks(
@@ -142,6 +143,7 @@ class TestAWorkerInAThread:
             broker_url="memory://",
             broker_transport_options={"polling_interval": 0.01},
             result_backend="cache+memory://",
+            worker_hijack_root_logger=False,
         )
         tasks = add_tasks(celery)
         with start_worker(celery, perform_ping_check=False):
