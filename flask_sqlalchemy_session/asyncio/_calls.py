@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # An event loop refers to its tasks weakly.
-_scheduled: set[asyncio.Task[None]] = set()
+scheduled: set[asyncio.Task[None]] = set()
 
 
 class RunningLoop(NamedTuple):
@@ -59,8 +59,8 @@ class RunningLoop(NamedTuple):
 
         def start() -> None:
             task = self.loop.create_task(run())
-            _scheduled.add(task)
-            task.add_done_callback(_scheduled.discard)
+            scheduled.add(task)
+            task.add_done_callback(scheduled.discard)
 
         # None of the caller's context variables, which may keep much alive.
         context = Context()

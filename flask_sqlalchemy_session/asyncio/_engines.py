@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from flask_sqlalchemy_session._scope import never_finalise
+from flask_sqlalchemy_session._fork import never_finalise
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
@@ -18,6 +18,7 @@ REMEDY = (
 """What to do about a factory that can't be called."""
 
 
+@runtime_checkable
 class AsyncSessionFactory(Protocol[AS_co]):
     """Any callable that makes an :class:`~sqlalchemy.ext.asyncio.AsyncSession`.
 

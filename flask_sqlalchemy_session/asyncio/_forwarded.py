@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Concatenate, Generic
+from collections.abc import Callable
+from types import TracebackType
+from typing import Concatenate, Generic
 
-from sqlalchemy.ext.asyncio import async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncSessionTransaction, async_scoped_session
+from sqlalchemy.orm import Session
+from typing_extensions import ParamSpec, TypeVar
 
 from ._factory import AS
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from sqlalchemy.ext.asyncio import AsyncSessionTransaction
-    from sqlalchemy.orm import Session
-    from typing_extensions import ParamSpec, TypeVar
-
-    T = TypeVar("T")
-    P = ParamSpec("P")
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class ForwardingAsyncScopedSession(async_scoped_session[AS], Generic[AS]):

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import os
 import threading
+from collections.abc import Callable
 from contextvars import Context, ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, TypeVar
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 from flask import Flask
 
 from flask_sqlalchemy_session._context import find_context, unproxied
+from flask_sqlalchemy_session._ending import has_ended, watch
 from flask_sqlalchemy_session._fork import never_finalise
 
-from ._calls import RunningLoop
+from ._calls import RunningLoop, scheduled
 from ._engines import leave_connections_to_parent
 
 try:
@@ -24,7 +26,7 @@ except ImportError:  # no server reaches the application through asgiref, then
     SyncToAsync = None  # type: ignore[assignment,misc]  # the name is the check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from flask.ctx import AppContext
     from typing_extensions import ParamSpec
@@ -46,11 +48,14 @@ class EventLoopThread:
 
     def __init__(self) -> None:
         self._starting = threading.Lock()
+        self._ended = False
         self._running: RunningLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def running(self) -> RunningLoop:
-        """Return the loop, started if this is its first use."""
+    def running(self) -> RunningLoop | None:
+        """Return the loop, started if this is its first use, until the process ends."""
+        if self._ended:
+            return None
         if self._running is None:
             with self._starting:
                 if self._running is None:
@@ -77,6 +82,7 @@ class EventLoopThread:
     def stop(self) -> None:
         """Cancel what runs, and end the loop."""
         if self._running is not None and self._thread is not None:
+            self._ended = True
             loop = self._running.loop
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join(_SECONDS_TO_END)
@@ -87,7 +93,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     while not _run_until_stopped(loop):
         pass
     try:
-        loop.run_until_complete(_end_tasks())
+        loop.run_until_complete(_end())
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
@@ -105,11 +111,18 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> bool:
     return True
 
 
-async def _end_tasks() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+at_end: list[Callable[[], None]] = []
+"""What is called on the loop when the process ends, to schedule what is left to do."""
+
+
+async def _end() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()} - scheduled
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    for function in at_end:
+        function()
+    await asyncio.gather(*scheduled)
 
 
 _shared = EventLoopThread()
@@ -144,9 +157,12 @@ def _server_loop() -> RunningLoop | None:
     return None if running.has_ended() else running
 
 
-def current_loop() -> RunningLoop:
-    """Return the loop that async views run on when this thread calls them."""
-    return _server_loop() or _shared.running()
+def current_loop() -> RunningLoop | None:
+    """Return the loop that async views run on when this thread calls them.
+
+    There is none any more when the process ends, but for what that loop itself does.
+    """
+    return _server_loop() or _shared.running() or loop_that_runs_here()
 
 
 def loop_that_runs_here() -> RunningLoop | None:
@@ -161,23 +177,16 @@ def loop_that_runs_here() -> RunningLoop | None:
     return RunningLoop(loop, threading.get_ident())
 
 
-class _Call:
-    """One call of a coroutine function, for the tasks that it leaves behind."""
-
-    __slots__ = ("context", "ended")
-
-    def __init__(self, context: AppContext | None) -> None:
-        self.context = context
-        self.ended = False
-
-
-_call: ContextVar[_Call] = ContextVar("_call")
+# Of the call that a task was started in: emptied when that has returned.
+_call: ContextVar[list[None] | None] = ContextVar("_call", default=None)
 
 
 def is_left_behind(context: AppContext) -> bool:
-    """Tell whether a context is that of a call which the current task outlived."""
-    call = _call.get(None)
-    return call is not None and call.ended and call.context is context
+    """Tell whether the current task outlived the call that started it, and a context.
+
+    A task of an earlier hook's may prepare what the view awaits.
+    """
+    return _call.get() == [] and has_ended(context)
 
 
 class _OneLoop:
@@ -192,20 +201,30 @@ class _OneLoop:
         self, function: Callable[P, Coroutine[object, object, T]]
     ) -> Callable[P, T]:
         async def tracked(*args: P.args, **kwargs: P.kwargs) -> T:
-            call = _Call(find_context())
+            call = [None]
             token = _call.set(call)
             try:
                 return await function(*args, **kwargs)
             finally:
-                call.ended = True
+                call.clear()
                 _call.reset(token)  # the caller is no task of this call's
 
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            context = find_context()
+            if context is not None:
+                watch(context)
             if _server_loop() is not None:
                 result: T = self.below_a_server(tracked)(*args, **kwargs)
                 return result
             running = _shared.running()
+            if running is None:
+                raise RuntimeError(
+                    f"{function!r} was called after the event loop of async views had "
+                    "ended, as it does where the process ends. 'atexit' runs last what "
+                    "was registered first: register what calls it after 'import "
+                    "flask_sqlalchemy_session.asyncio'."
+                )
             if running.is_here():
                 raise RuntimeError(
                     f"{function!r} was called through "

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from flask_sqlalchemy_session._context import current_context, owner_in
 
 from ._session import EXTENSION, AsyncSessionProxy, FlaskAsyncScopedSession
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
 
-
-def _default_session() -> AsyncSession:
-    owner = cast(
+def _default() -> FlaskAsyncScopedSession[AsyncSession]:
+    return cast(
         "FlaskAsyncScopedSession[AsyncSession]",  # all that `init_app` puts there
         owner_in(
             current_context(), EXTENSION, "default", FlaskAsyncScopedSession.__name__
         ),
     )
-    return owner.registry()
+
+
+def _default_session() -> AsyncSession:
+    return _default().registry()
 
 
 # Editors that do not look into a cast read the annotation.
 current_async_session: AsyncSession = cast(
     "AsyncSession",  # which the proxy stands for in every way that the type promises
-    AsyncSessionProxy(_default_session),
+    AsyncSessionProxy(_default_session, _default),
 )
 """The current application context's async session.
 

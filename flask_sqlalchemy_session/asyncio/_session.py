@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Generic, cast
 
+from flask import Flask
 from sqlalchemy.exc import IllegalStateChangeError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+from sqlalchemy.util import ScopedRegistry
 from werkzeug.local import LocalProxy
 
 from flask_sqlalchemy_session._context import ScopeError, current_context
-from flask_sqlalchemy_session._factory import check_callable, check_keywords
+from flask_sqlalchemy_session._factory import (
+    check_callable,
+    check_keywords,
+    class_made_by,
+)
+from flask_sqlalchemy_session._fork import live
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import ContextRegistry, register
+from flask_sqlalchemy_session._scope import Holder
 from flask_sqlalchemy_session._session import close_transaction
 
+from ._calls import RunningLoop
 from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
 from ._forwarded import ForwardingAsyncScopedSession
 from ._loop import (
+    at_end,
     current_loop,
     has_lasting_loop,
     is_left_behind,
     loop_that_runs_here,
 )
-
-if TYPE_CHECKING:
-    from flask import Flask
-    from sqlalchemy.ext.asyncio import async_sessionmaker
-    from sqlalchemy.orm import Session
-    from sqlalchemy.util import ScopedRegistry
-
-    from ._calls import RunningLoop
 
 EXTENSION = "sqlalchemy_async_session"
 
@@ -95,8 +99,11 @@ def _has_lost_its_loop(session: AsyncSession) -> bool:
     return loop is not None and loop.has_ended()
 
 
-def _loop_for(session: AsyncSession) -> RunningLoop:
-    """Return the loop to close a session on: the one that it was made on, if it can."""
+def _loop_for(session: AsyncSession) -> RunningLoop | None:
+    """Return the loop to close a session on: the one that it was made on, if it can.
+
+    When the process ends there is none: what was open was closed before.
+    """
     loop = _made_on(session)
     return current_loop() if loop is None or loop.has_ended() else loop
 
@@ -145,6 +152,8 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
     def close_session(self, session: AS, *, wait: bool = True) -> None:
         loop = _loop_for(session)
+        if loop is None:
+            return
         if wait and not loop.is_here():
             loop.call(partial(_close, session))
         else:
@@ -154,8 +163,18 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
         loop = _loop_for(session)
         # On the loop itself nothing can wait for `remove`, and a context that has
         # ended must not keep its session until then: the scope closes it.
-        if not loop.is_here():
+        if loop is not None and not loop.is_here():
             loop.call(self.owner.remove)
+
+
+@at_end.append
+def _close_abandoned() -> None:
+    for each in list(live.values()):
+        holder = each()
+        if isinstance(holder, Holder) and isinstance(
+            holder.registry, AsyncSessionRegistry
+        ):
+            holder.close(wait=False)
 
 
 class AsyncSessionProxy(LocalProxy[AS]):
@@ -167,9 +186,18 @@ class AsyncSessionProxy(LocalProxy[AS]):
     :attr:`flask_sqlalchemy_session.asyncio.FlaskAsyncScopedSession.proxy`.
     """
 
-    __slots__ = ()
+    __slots__ = ("_owner",)
+
+    def __init__(
+        self,
+        registry: Callable[[], AS],
+        owner: Callable[[], FlaskAsyncScopedSession[AS]],
+    ) -> None:
+        super().__init__(registry)
+        object.__setattr__(self, "_owner", owner)
 
     if not TYPE_CHECKING:
+        __await__ = __aiter__ = __anext__ = None  # which `LocalProxy` has for all
 
         def __dir__(self) -> list[str]:
             # Without a context `LocalProxy` would offer a shell nothing to complete.
@@ -177,6 +205,16 @@ class AsyncSessionProxy(LocalProxy[AS]):
                 return dir(self._get_current_object())
             except RuntimeError:
                 return dir(AsyncSession)
+
+        @property
+        def __class__(self) -> type[AsyncSession]:
+            # True to the type without a context, as that of the sync proxy.
+            try:
+                owner = self._owner()
+                made = class_made_by(owner.session_factory, AsyncSession)
+                return made or type(owner())
+            except ScopeError:
+                return AsyncSession
 
 
 class FlaskAsyncScopedSession(
@@ -214,6 +252,9 @@ class FlaskAsyncScopedSession(
     the factory returns something other than an ``AsyncSession``.
     """
 
+    # SQLAlchemy's annotation is narrower than what its documentation allows.
+    session_factory: AsyncSessionFactory[AS]  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]  # ty: ignore[incompatible-attribute-override]
+
     def __init__(
         self,
         session_factory: AsyncSessionFactory[AS],
@@ -222,8 +263,7 @@ class FlaskAsyncScopedSession(
         name: str = "default",
     ) -> None:
         check_callable(session_factory, REMEDY)
-        # SQLAlchemy's annotation is narrower than what its documentation allows:
-        # it calls the factory, and only `configure` needs an async_sessionmaker.
+        # It is called, and only `configure` needs an async_sessionmaker.
         super().__init__(
             cast("async_sessionmaker[AS]", session_factory), current_context
         )
@@ -231,7 +271,7 @@ class FlaskAsyncScopedSession(
         self.registry: ScopedRegistry[AS] = self._registry
         self._name = name
         # The proxy stands for the session in every way that its type promises.
-        self._proxy = cast("AS", AsyncSessionProxy(self._registry))
+        self._proxy = cast("AS", AsyncSessionProxy(self._registry, lambda: self))
         if app is not None:
             self.init_app(app)
 
