@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
 from celery.signals import worker_process_init
 from flask import Flask
-from sqlalchemy import QueuePool, create_engine
+from sqlalchemy import QueuePool, create_engine, event
 from sqlalchemy.orm import sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 from tests.support import User
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 directory = Path(os.environ["SHOP_DIRECTORY"])
 engine = create_engine(f"sqlite:///{directory}/shop.sqlite3")
@@ -36,6 +40,14 @@ def leave_the_parent_its_connections(**_: object) -> None:
 
 
 # What follows is the tests' own.
+@event.listens_for(engine, "connect")
+def note_process(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    entry.info["process"] = os.getpid()
+
+
+with engine.connect():  # as a worker that reads something before it forks
+    pass
+
 messages = {
     "data_folder_in": str(directory),
     "data_folder_out": str(directory),
@@ -51,10 +63,11 @@ celery.conf.update(
 
 
 @celery.task
-def enrol(name: str) -> int:
+def enrol(name: str) -> tuple[int, int]:
+    """Return this process, and the one that has connected for it."""
     with current_session.begin():
         current_session.add(User(name=name))
-    return os.getpid()
+        return os.getpid(), current_session.connection().info["process"]
 
 
 @celery.task

@@ -179,11 +179,12 @@ class TestForkedWorkers:
         failed = [shop.fail.delay("bob") for _ in range(8)]
         asked = [shop.count_connections.delay() for _ in range(8)]
         with worker_of_two_processes():
-            processes = {result.get(timeout=60) for result in enrolled}
+            processes = [result.get(timeout=60) for result in enrolled]
             for result in failed:
                 with pytest.raises(LookupError):
                     result.get(timeout=60)
             held = [result.get(timeout=60) for result in asked]
-        assert os.getpid() not in processes
+        for process, connected in processes:
+            assert process == connected != os.getpid()
         assert held == [0] * 8
         assert sorted(names(engine)) == [f"user {n}" for n in range(8)]
