@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, get_origin, get_type_hints
 
 import pytest
-from flask import Flask, Response, stream_with_context
+from flask import Flask, Response, g, stream_with_context
 from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import (
@@ -26,6 +27,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session
 
 from flask_sqlalchemy_session.asyncio import (
+    AsyncSessionFactory,
     FlaskAsyncScopedSession,
     current_async_session,
     flask_async_scoped_session,
@@ -271,17 +273,19 @@ def test_teardown_awaits_a_subclasss_remove(
 
 
 def test_when_closing_fails_the_others_are_closed(
-    app: Flask, session: FlaskAsyncScopedSession[AsyncSession], held: Held
+    app: Flask,
+    session: FlaskAsyncScopedSession[AsyncSession],
+    async_engine: AsyncEngine,
+    held: Held,
 ) -> None:
     class Failing(AsyncSession):
         async def close(self) -> None:
             raise LookupError
 
-    bind = session.session_factory.kw["bind"]
     first = FlaskAsyncScopedSession(
-        async_sessionmaker(bind, class_=Failing), app, name="first"
+        async_sessionmaker(async_engine, class_=Failing), app, name="first"
     )
-    last = FlaskAsyncScopedSession(async_sessionmaker(bind), app, name="last")
+    last = FlaskAsyncScopedSession(async_sessionmaker(async_engine), app, name="last")
 
     async def view() -> None:
         for scoped in (first, session, last):
@@ -462,30 +466,36 @@ def test_one_session_in_several_tasks_is_sqlalchemys_error_and_is_released(
 
 
 def test_a_loop_of_ones_own_that_closes_in_time_is_clean(
-    app: Flask, session: FlaskAsyncScopedSession[AsyncSession], held: Held
+    app: Flask,
+    session: FlaskAsyncScopedSession[AsyncSession],
+    async_engine: AsyncEngine,
+    held: Held,
 ) -> None:
     async def script() -> None:
         with app.app_context():
             assert await count_users() == 0
             await session.remove()
-        await session.session_factory.kw["bind"].dispose()
+        await async_engine.dispose()
 
-    run(session.session_factory.kw["bind"].dispose)
+    run(async_engine.dispose)
     asyncio.run(script())
     assert held.count == 0
 
 
 def test_a_context_that_ends_with_its_loop_is_released(
-    app: Flask, session: FlaskAsyncScopedSession[AsyncSession], held: Held
+    app: Flask,
+    session: FlaskAsyncScopedSession[AsyncSession],
+    async_engine: AsyncEngine,
+    held: Held,
 ) -> None:
     async def script() -> None:
         with app.app_context():
             assert await count_users() == 0
 
-    run(session.session_factory.kw["bind"].dispose)
+    run(async_engine.dispose)
     asyncio.run(script())
     assert held.count == 0
-    session.session_factory.kw["bind"].sync_engine.dispose(close=False)
+    async_engine.sync_engine.dispose(close=False)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -576,6 +586,54 @@ def test_a_task_that_outlived_its_view_is_told_to_have_a_context_of_its_own(
     async def view() -> None:
         tasks.append(asyncio.create_task(late()))
         assert await count_users() == 0
+
+    serve(app, view)
+    answered.set()
+
+    async def end() -> int:
+        return await tasks[0]
+
+    with pytest.raises(RuntimeError, match=r"with app\.app_context"):
+        run(end)
+    assert held.count == 0
+
+
+@pytest.mark.parametrize("hook", ["before_request", "url_value_preprocessor"])
+def test_a_hook_may_start_a_task_that_the_view_awaits(
+    app: Flask, session: FlaskAsyncScopedSession[AsyncSession], held: Held, hook: str
+) -> None:
+    async def load() -> int:
+        await asyncio.sleep(0.01)
+        return await count_users()
+
+    async def start() -> None:
+        g.task = asyncio.create_task(load())
+
+    if hook == "before_request":
+        app.before_request(start)
+    else:
+        app.url_value_preprocessor(lambda *_: app.ensure_sync(start)())
+
+    @app.get("/")
+    async def view() -> str:
+        return f"{await g.task} {await session.scalar(text('SELECT 1'))}"
+
+    assert app.test_client().get("/").text == "0 1"
+    assert held.count == 0
+
+
+def test_a_task_that_outlived_its_context_is_told_so_at_its_first_use(
+    app: Flask, session: FlaskAsyncScopedSession[AsyncSession], held: Held
+) -> None:
+    tasks: list[asyncio.Task[int]] = []
+    answered = threading.Event()
+
+    async def late() -> int:
+        await asyncio.get_running_loop().run_in_executor(None, answered.wait)
+        return await count_users()
+
+    async def view() -> None:
+        tasks.append(asyncio.create_task(late()))
 
     serve(app, view)
     answered.set()
@@ -807,3 +865,51 @@ def test_a_subclasss_methods_are_reached(app: Flask, async_engine: AsyncEngine) 
 
 def test_the_other_name_is_the_same_class() -> None:
     assert flask_async_scoped_session is FlaskAsyncScopedSession
+
+
+# Types at run time
+
+
+class ShopSession(AsyncSession):
+    """A session class of an application's own."""
+
+
+@pytest.mark.parametrize(
+    "factory", [ShopSession, async_sessionmaker(class_=ShopSession)]
+)
+def test_the_proxy_is_of_the_sessions_class_without_a_context(
+    factory: AsyncSessionFactory[ShopSession],
+) -> None:
+    assert isinstance(factory, AsyncSessionFactory)
+    session = FlaskAsyncScopedSession(factory)
+    assert isinstance(session.proxy, ShopSession)
+    assert isinstance(current_async_session, AsyncSession)
+    assert not isinstance(current_async_session, ShopSession)
+    assert not inspect.isawaitable(session.proxy)
+
+
+def test_the_proxy_is_of_the_class_that_a_function_makes(app: Flask) -> None:
+    session = FlaskAsyncScopedSession(lambda: ShopSession(), app)  # noqa: PLW0108  # no class
+    assert isinstance(session.proxy, AsyncSession)
+    with app.app_context():
+        assert isinstance(session.proxy, ShopSession)
+        assert isinstance(current_async_session, ShopSession)
+
+
+def test_the_types_of_public_names_can_be_looked_up_at_run_time() -> None:
+    for public in (
+        AsyncSessionFactory,
+        AsyncSessionFactory.__call__,
+        FlaskAsyncScopedSession,
+        use_one_event_loop,
+        *(
+            function
+            for class_ in FlaskAsyncScopedSession.__mro__
+            if class_.__module__.startswith("flask_sqlalchemy_session")
+            for member in vars(class_).values()
+            if inspect.isfunction(function := getattr(member, "fget", member))
+        ),
+    ):
+        assert get_type_hints(public) or public is AsyncSessionFactory
+    hint = get_type_hints(FlaskAsyncScopedSession)["session_factory"]
+    assert get_origin(hint) is AsyncSessionFactory
