@@ -1,0 +1,496 @@
+"""The block: what :func:`isolate` takes, begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable  # for get_type_hints
+from contextlib import ExitStack
+from functools import partial, wraps
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from os.path import realpath
+from threading import RLock
+from types import TracebackType  # for get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import Connection, Engine, event
+from typing_extensions import ParamSpec
+
+from flask_sqlalchemy_session._owner import ContextScoped
+
+from ._errors import IsolationError
+from ._pool import SharedPool
+from ._shared import SharedConnection
+from ._stand_in import StandIn
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from flask_sqlalchemy_session._registry import ContextRegistry
+
+    _Registry = ContextRegistry[Any, Any]  # whatever the type of its sessions
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@runtime_checkable
+class Isolatable(Protocol):
+    """A scoped session object, sync or async, whatever the type of its sessions."""
+
+    @property
+    def name(self) -> str:
+        """The name that it has on its application."""
+        ...
+
+    @property
+    def registry(self) -> object:
+        """What makes its sessions."""
+        ...
+
+    def remove(self) -> object:
+        """Close the current context's session, or return what does when awaited."""
+        ...
+
+
+@runtime_checkable
+class HasSyncEngine(Protocol):
+    """An :class:`~sqlalchemy.ext.asyncio.AsyncEngine`."""
+
+    @property
+    def sync_engine(self) -> Engine:
+        """The engine that does its work."""
+        ...
+
+
+_blocks: list[_Block] = []
+
+
+class _Block:
+    """What happens between the beginning of a block and its end."""
+
+    def __init__(self, scoped: list[Isolatable]) -> None:
+        self._registries = [_registry_of(session) for session in scoped]
+        self._lock = RLock()
+        self._ended = False
+        self._shared: list[SharedConnection] = []
+        # The pools of the engines that connect without a session's knowledge.
+        self.used: WeakSet[object] = WeakSet()
+        # The sessions made in the block, with who made them and the attributes that
+        # they had.
+        self._prepared: WeakKeyDictionary[object, tuple[_Registry, dict[str, Any]]]
+        self._prepared = WeakKeyDictionary()
+
+    def begin(self, engines: list[Engine]) -> None:
+        _listen_once()
+        try:
+            for engine in engines:
+                self._reach(engine)
+        except BaseException:
+            self.end()
+            raise
+        _blocks.append(self)
+        for registry in self._registries:
+            registry.prepare = partial(self._prepare, registry)
+
+    def end(self) -> IsolationError | None:
+        """End all that was begun, whatever fails and whoever goes on.
+
+        :return: what the block had to refuse, if it had to.
+        """
+        for registry in self._registries:
+            registry.prepare = None
+        with self._lock:
+            # No engine is taken over and no session prepared after this.
+            self._ended = True
+            if self in _blocks:
+                _blocks.remove(self)
+            shared, prepared = self._shared, [*self._prepared.items()]
+            self._shared = []
+            self._prepared.clear()
+        with ExitStack() as stack:
+            for connection in shared:
+                stack.callback(connection.end)
+            for session, (registry, attributes) in prepared:
+                stack.callback(_restore, registry.sync_session(session), attributes)
+                stack.callback(registry.close_session, session)
+            for registry in self._registries:
+                stack.callback(_remove, registry)
+        refused = [one.refused for one in shared if one.refused is not None]
+        return refused[0] if refused else None
+
+    def _prepare(self, registry: _Registry, made: object) -> None:
+        """Let a new session's engines be taken over before it connects to them."""
+        session = registry.sync_session(made)
+        if session.in_transaction():
+            registry.close_session(made)
+            raise IsolationError(
+                "The session factory returned a session that is in a transaction "
+                "already, on a connection that isolate() can't roll back. Begin it "
+                "where the session is used."
+            )
+        get_bind, connection = session.get_bind, session.connection
+
+        def reaching_get_bind(*args: Any, **kwargs: Any) -> Engine | Connection:
+            return self._reach(get_bind(*args, **kwargs))
+
+        def reaching_connection(
+            bind_arguments: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+        ) -> Connection:
+            # `get_bind` is not asked about a bind that is named.
+            if bind_arguments and bind_arguments.get("bind") is not None:
+                self._reach(bind_arguments["bind"])
+            return connection(bind_arguments, *args, **kwargs)
+
+        attributes = vars(session)
+        replaced = {
+            "get_bind": reaching_get_bind,
+            "connection": reaching_connection,
+            "twophase": False,  # a transaction that is prepared can't be undone
+        }
+        with self._lock:
+            if self._ended:
+                raise _ended_meanwhile()
+            if made not in self._prepared:
+                had = {
+                    name: attributes[name] for name in replaced if name in attributes
+                }
+                self._prepared[made] = registry, had
+                attributes.update(replaced)
+
+    def _reach(self, bind: Engine | Connection) -> Engine | Connection:
+        """Take an engine over, if this is the first session to reach it."""
+        if isinstance(bind, Connection):
+            if not isinstance(bind.connection.dbapi_connection, StandIn):
+                raise IsolationError(
+                    "The session is bound to a connection that was opened outside "
+                    "isolate(), which can't roll it back. Bind the session to the "
+                    "engine."
+                )
+            return bind
+        with self._lock:
+            if self._ended:
+                raise _ended_meanwhile()
+            taken = (pool for one in self._shared for _, pool in one.pools)
+            if not any(pool.is_beneath(bind.pool) for pool in taken):
+                self._take_over(bind)
+        return bind
+
+    def _take_over(self, engine: Engine) -> None:
+        if engine.pool in self.used:
+            raise IsolationError(
+                f"{engine} was used in the block before a session reached it, and "
+                "what was committed then stays in the database. Name it, to have it "
+                "isolated from the beginning: 'isolate(session, engine)'."
+            )
+        key = _database_of(engine)
+        for shared in self._shared:
+            other = shared.engine
+            if key is None or _database_of(other) != key:
+                continue
+            if other.url.drivername != engine.url.drivername or (
+                other.dialect.is_async != engine.dialect.is_async
+            ):
+                raise IsolationError(
+                    f"{engine} and {other} are engines of one database with "
+                    "different drivers, which can't share the one connection that a "
+                    "database has inside isolate(). Use one driver for both in tests, "
+                    "or isolate one of them."
+                )
+            return shared.take_over(engine)
+        self._shared.append(SharedConnection(engine))
+        return None
+
+
+class Isolation:
+    """What :func:`isolate` returns: a context manager and decorator."""
+
+    def __init__(
+        self, sessions: list[Isolatable], engines: list[Engine] | None = None
+    ) -> None:
+        self._scoped = sessions
+        self._engines = engines or []
+        self._registries = [_registry_of(session) for session in sessions]
+        self._block: _Block | None = None
+
+    def __enter__(self) -> None:
+        """Begin the block. The database is not touched before an engine is used.
+
+        :raises RuntimeError: when one of the objects is isolated already, is given
+            twice, or has a session in the current context; or when one is async, and
+            an event loop runs here.
+        :raises IsolationError: when two of the engines are of one database and can't
+            share a connection.
+        """
+        if _runs_on_a_loop() and any(map(_is_async, self._scoped)):
+            raise RuntimeError(
+                "The end of an isolate() block waits for the event loop that async "
+                "sessions are used on, and can't wait on a loop. Write 'async with "
+                "isolate(...)'."
+            )
+        self._begin()
+
+    async def __aenter__(self) -> None:
+        """Begin the block, as :meth:`__enter__` does, in a coroutine.
+
+        :raises RuntimeError: as there.
+        :raises IsolationError: as there.
+        """
+        self._begin()
+
+    def _begin(self) -> None:
+        for scoped, registry in zip(self._scoped, self._registries, strict=True):
+            if registry.prepare is not None or self._registries.count(registry) > 1:
+                raise RuntimeError(
+                    f"The session named {scoped.name!r} is isolated already. One "
+                    "isolate() serves all that happens inside it; leave out the other."
+                )
+            if registry.has():
+                raise RuntimeError(
+                    f"The session named {scoped.name!r} is open in the current "
+                    "context, with a connection that isolate() can't roll back. "
+                    "Enter the block before the context, or call 'session.remove()' "
+                    "first."
+                )
+        block = _Block(self._scoped)
+        known = [engine for scoped in self._scoped for engine in _engines_of(scoped)]
+        block.begin([*self._engines, *known])
+        self._block = block
+
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the sessions made in the block and roll everything back.
+
+        Each engine gets its pool, and each pool its connection back, whatever fails.
+
+        :raises IsolationError: when the block had to refuse something and the
+            refusal was swallowed; when the transaction was ended by something else,
+            or the connection lost; or when tables have rows left that the database
+            can't roll back.
+        """
+        block, self._block = self._block, None
+        refused = None if block is None else block.end()
+        if value is None and refused is not None:
+            raise refused
+
+    async def __aexit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the block, as :meth:`__exit__` does, in a coroutine.
+
+        :raises IsolationError: as there.
+        """
+        # Another thread can wait for what this one's loop has to do.
+        await asyncio.to_thread(self.__exit__, type_, value, traceback)
+
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Decorate a function, so that each call of it is a block.
+
+        :raises TypeError: when it is a class, a generator or a coroutine function,
+            whose body runs after the call. Write the ``with`` statement in it.
+        """
+        if (
+            isinstance(function, type)
+            or isgeneratorfunction(function)
+            or iscoroutinefunction(function)
+            or isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                f"isolate() decorates plain functions, but the body of {function!r} "
+                "runs after the call has returned. Write 'with isolate(session):', or "
+                "'async with', inside it."
+            )
+
+        @wraps(function)
+        def isolated(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with self:
+                return function(*args, **kwargs)
+
+        return isolated
+
+
+def _engines_of(session: Isolatable) -> list[Engine]:
+    """Return the engines that a `sessionmaker` names for its sessions."""
+    keywords = getattr(getattr(session, "session_factory", None), "kw", {})
+    named = [keywords.get("bind"), *(keywords.get("binds") or {}).values()]
+    return [
+        bind.sync_engine if isinstance(bind, HasSyncEngine) else bind
+        for bind in named
+        # A connection is for the session to be refused.
+        if isinstance(bind, (Engine, HasSyncEngine))
+        and not hasattr(bind, "sync_connection")
+    ]
+
+
+def _database_of(engine: Engine) -> tuple[object, ...] | None:
+    """Return what engines of one database have in common, if others can be of it."""
+    url, backend = engine.url, engine.url.get_backend_name()
+    database = url.database
+    if backend == "sqlite":
+        if not database or ":memory:" in database or "mode" in url.query:
+            return None
+        database = realpath(database)
+    return (
+        backend.replace("mariadb", "mysql"),
+        url.host,
+        url.port,
+        database,
+        url.username,
+        frozenset(url.query.items()),
+    )
+
+
+def _ended_meanwhile() -> IsolationError:
+    return IsolationError(
+        "The isolate() block ended while this thread went on using its sessions. Wait "
+        "for the thread, 'thread.join()', before the block ends."
+    )
+
+
+_listening = False
+
+
+def _listen_once() -> None:
+    """Hear of every use of an engine, from the first block on."""
+    global _listening  # noqa: PLW0603  # SQLAlchemy's registry of listeners is global too
+    if not _listening:
+        _listening = True
+        event.listen(Engine, "engine_connect", _note_use)
+
+
+def _note_use(connection: Connection) -> None:
+    pool = connection.engine.pool
+    if not isinstance(pool, SharedPool):
+        for block in [*_blocks]:
+            block.used.add(pool)
+
+
+def _registry_of(session: Isolatable) -> _Registry:
+    # After `isinstance` pyright would hold it for an owner of unknown sessions. A
+    # proxy claims the class of its session, which has another `registry`.
+    if not issubclass(type(session), ContextScoped):
+        raise TypeError(
+            "isolate() takes a FlaskScopedSession or a FlaskAsyncScopedSession, or "
+            f"several, not {session!r}."
+        )
+    return cast("_Registry", session.registry)
+
+
+def _is_async(session: Isolatable) -> bool:
+    return iscoroutinefunction(session.remove)
+
+
+def _runs_on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _remove(registry: _Registry) -> None:
+    """Remove the current context's session, if there is one."""
+    if registry.has():
+        registry.release(registry())
+
+
+def _restore(session: Session, attributes: dict[str, Any]) -> None:
+    """Take the isolation off a session."""
+    for name in ("get_bind", "connection", "twophase"):
+        vars(session).pop(name)
+    vars(session).update(attributes)
+
+
+def isolate(
+    session: Isolatable, *more: Isolatable | Engine | HasSyncEngine
+) -> Isolation:
+    """Roll back, at the end of a block, what is done through a session inside it.
+
+    For the tests of an application: its views commit, on a real database, and each
+    test leaves the database as it found it. What is committed in the block, in any
+    context and any request, is seen by the contexts that follow in it. No engine needs
+    naming: each is taken over when a session first reaches it, and given back at the
+    end. The tables have to be there before the block, or are rolled back with it.
+
+    A pytest fixture::
+
+        @pytest.fixture(autouse=True)
+        def isolated() -> Iterator[None]:
+            with isolate(session):
+                yield
+
+    A :class:`unittest.TestCase`::
+
+        class UserTest(unittest.TestCase):
+            def setUp(self) -> None:
+                block = ExitStack()
+                block.enter_context(isolate(session))
+                self.addCleanup(block.close)
+
+    A decorated function, each call of which is a block::
+
+        @isolate(session)
+        def test_a_user_is_stored() -> None:
+            with app.app_context():
+                session.add(User(name="ann"))
+                session.commit()
+            assert app.test_client().get("/users/1").status_code == 200
+
+    As there, test data is added in a context of its own, which ends before the
+    requests.
+
+    Inside the block an engine has one connection, in a transaction, and the
+    transactions of its sessions are savepoints of that. So
+
+    - sessions that are open at the same time, in nested contexts or in threads, see
+      what the others have written and not committed. Threads take turns, statement by
+      statement; but the connection of an SQLite database in memory, with its default
+      pool, can only be used in the thread that used it first.
+    - a session can't roll back what it wrote, nor be closed without a commit, once
+      another has written after it and before its end. That raises an
+      :exc:`IsolationError`, at once and again at the end of the block, and nothing is
+      lost. Sessions that have only read end as they like.
+    - an engine in AUTOCOMMIT keeps each statement, as it does otherwise, until the
+      block ends.
+    - all that uses such an engine is isolated, once a session has reached it: its
+      ``connect()`` and ``begin()`` too.
+    - what the database does only at a real commit is not done: deferred constraints are
+      not checked, notifications not sent. Sequences keep the numbers that they gave.
+      A database that commits by itself at DDL, as MySQL does, can't undo that.
+
+    A session made in the block and still open at its end is closed; it can be used
+    again and is not isolated any more. One that was made before the block, in another
+    context, should not be used inside it: what it has begun is not rolled back.
+
+    For async sessions too, of a :class:`.FlaskAsyncScopedSession`; in a coroutine write
+    ``async with isolate(session):``. Its engine's one connection belongs to the event
+    loop that used it first, which all has to run on and which has to run until the
+    block has ended, as views and ``app.ensure_sync`` see to. Tasks take turns.
+
+    :param session: a :class:`.FlaskScopedSession` or :class:`.FlaskAsyncScopedSession`.
+    :param more: others, to be isolated in the same block.
+    :return: the context manager, which is a decorator for plain functions too. It can
+        be used again after the block.
+    :raises TypeError: when it is given anything else.
+
+    The block raises a :exc:`RuntimeError` on entry when one of the objects is isolated
+    already, or has a session in the current context, or is async where ``with`` would
+    have to wait on an event loop. What can't be isolated raises an
+    :exc:`IsolationError` where it is tried: a session bound to a connection from
+    outside, a session that its factory returns in a transaction, a two-phase commit by
+    hand, a second event loop.
+    """
+    engines = [
+        one.sync_engine if isinstance(one, HasSyncEngine) else one
+        for one in more
+        if isinstance(one, (Engine, HasSyncEngine))
+    ]
+    sessions = [one for one in more if not isinstance(one, (Engine, HasSyncEngine))]
+    return Isolation([session, *sessions], engines)

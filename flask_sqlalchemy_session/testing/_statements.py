@@ -1,0 +1,165 @@
+"""What a statement does to the transaction that it runs in, told from its text."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+MYSQL = frozenset({"mysql", "mariadb"})
+
+_STRING = r"'(?:[^']|'')*'"
+_ESCAPED = r"'(?:[^'\\]|''|\\.)*'"
+_IDENTIFIER = r'"[^"]*"|`[^`]*`|\[\w*\]'
+_COMMENT = r"--[^\n]*|/\*.*?\*/"
+_HIDDEN = {
+    # MySQL executes what is between `/*!50000` and `*/`.
+    True: rf"{_ESCAPED}|{_IDENTIFIER}|--(?=\s)[^\n]*|#[^\n]*|/\*M?!\d*|/\*.*?\*/|\*/",
+    False: rf"\b[eE]{_ESCAPED}|{_STRING}|\$(\w*)\$.*?\$\1\$|{_IDENTIFIER}|{_COMMENT}",
+}
+
+_WORD = re.compile(r"@*\w+")
+_CHANGE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.IGNORECASE)
+_LOCKING = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b", re.IGNORECASE)
+_BEGIN = re.compile(r"\bBEGIN\b", re.IGNORECASE)
+_CALL = re.compile(r"(\w+)\s*\(")
+_COMMITS_IN_BLOCK = re.compile(
+    r"\b(?:COMMIT|ROLLBACK|START|CREATE|ALTER|DROP|TRUNCATE|RENAME|LOCK)\b",
+    re.IGNORECASE,
+)
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_READS = _set("SELECT VALUES SHOW WITH EXPLAIN TABLE")
+_READS_ON = {
+    "postgresql": _set(
+        "SET RESET DECLARE FETCH MOVE CLOSE LISTEN UNLISTEN LOCK DEALLOCATE"
+    ),
+    "mysql": _set("SET DESCRIBE DESC USE HELP DO KILL UNLOCK"),
+}
+_MYSQL_COMMITS = _set(
+    "ALTER CACHE CHANGE CHECK CREATE DROP FLUSH GRANT INSTALL LOCK OPTIMIZE RENAME "
+    "REPAIR RESET REVOKE SHUTDOWN STOP TRUNCATE UNINSTALL"
+)
+_OBJECTS = _set(
+    "DATABASE EVENT FUNCTION INDEX PROCEDURE ROLE SCHEMA SEQUENCE TABLE TABLES "
+    "TRIGGER UNIQUE USER VIEW TABLESPACE SYSTEM PASSWORD NOT"
+)
+# Those that can't write, and are in many a statement, followed by a parenthesis.
+_HARMLESS = _set(
+    "abs all and any array as avg by cast char_length coalesce concat count distinct "
+    "else exists extract filter from group having in index interval join length like "
+    "limit lower max min nextval not now nullif on or over partition replace round row "
+    "select set substr substring sum then trim union upper using values varchar when "
+    "where with"
+)
+
+
+class Statement:
+    """One string that a driver is given to execute: one statement or several."""
+
+    def __init__(self, text: str, database: str) -> None:
+        self.database = "mysql" if database in MYSQL else database
+        bare = re.sub(
+            _HIDDEN[self.database == "mysql"], _uncover, text, flags=re.DOTALL
+        )
+        self.parts = [part for part in bare.split(";") if _WORD.search(part)]
+        #: The first words, in capitals.
+        self.words = self._words_of(self.parts[0]) if self.parts else []
+        self.bare = bare
+
+    @staticmethod
+    def _words_of(part: str) -> list[str]:
+        return [word.upper() for word in _WORD.findall(part)[:5]]
+
+    @property
+    def kind(self) -> str:
+        """What an error calls it."""
+        first, second = [*self.words, "", ""][:2]
+        return f"{first} {second}" if second in _OBJECTS else first or "statement"
+
+    @property
+    def is_many(self) -> bool:
+        """Whether it is several statements, where one string can be."""
+        # Bodies of triggers and functions consist of statements.
+        compound = self.words[:1] == ["CREATE"] and _BEGIN.search(self.bare)
+        return len(self.parts) > 1 and self.database != "sqlite" and not compound
+
+    def controlling_part(self) -> str | None:
+        """Return what one of several does to the transaction, if one does."""
+        for part in self.parts:
+            one = Statement(part, self.database)
+            match one.words:
+                case ["BEGIN" | "START" | "COMMIT" | "END" | "ROLLBACK" | "ABORT", *_]:
+                    return one.kind
+                case ["SAVEPOINT" | "RELEASE", *_] | [
+                    "PREPARE" | "SET",
+                    "TRANSACTION",
+                    *_,
+                ]:
+                    return one.kind
+                case _:
+                    if one.commits():
+                        return one.kind
+        return None
+
+    def writes(self) -> bool:
+        """Tell whether it may change something. In doubt it does."""
+        return any(self._writes(part) for part in self.parts) or not self.parts
+
+    def _writes(self, part: str) -> bool:
+        words = self._words_of(part)
+        if words[0] == "PRAGMA":
+            return "=" in part
+        if words[0] == "EXPLAIN" and not re.search(r"(?i)\bANALYZE\b", part):
+            return False
+        if words[0] in _READS:
+            return _CHANGE.search(_LOCKING.sub("", part)) is not None
+        return words[0] not in _READS_ON.get(self.database, ())
+
+    def calls(self) -> set[str]:
+        """Return the names of the functions that it may call, in small letters."""
+        return {name.lower() for name in _CALL.findall(self.bare)} - _HARMLESS
+
+    def commits(self) -> bool:
+        """Tell whether MySQL commits before it, whatever it does."""
+        if self.database != "mysql":
+            return False
+        match self.words:
+            case ["CREATE" | "DROP", *rest] if "TEMPORARY" in rest:
+                return False
+            case ["ANALYZE", *rest]:
+                return "TABLE" in rest
+            case ["BEGIN", "NOT", "ATOMIC", *_]:
+                return _COMMITS_IN_BLOCK.search(self.bare, 5) is not None
+            case [first, *rest]:
+                password = first == "SET" and rest[:1] == ["PASSWORD"]
+                return password or first in _MYSQL_COMMITS
+        return False
+
+    def needs_no_transaction(self) -> bool:
+        """Tell whether a database executes it outside every transaction alone."""
+        match self.words:
+            case ["VACUUM" | "ATTACH" | "DETACH", *_]:
+                return self.database != "mysql"
+            case ["CREATE" | "DROP", "DATABASE" | "TABLESPACE" | "SUBSCRIPTION", *_]:
+                return self.database == "postgresql"
+            case ["ALTER", "SYSTEM", *_]:
+                return self.database == "postgresql"
+            case _:
+                return "CONCURRENTLY" in self.words
+
+
+def _uncover(hidden: re.Match[str]) -> str:
+    """Leave what a name may mean, and nothing of strings and comments."""
+    found = hidden[0]
+    if found[0] in '"`[':
+        return re.sub(r"\W", "_", found[1:-1])
+    return "''" if found[0] in "'eE$" else " "
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str, database: str) -> Statement:
+    return Statement(text, database)
