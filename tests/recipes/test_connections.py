@@ -148,7 +148,7 @@ class TestATimeOutForOneView:
     def page(
         self, recipe: Callable[[str], ModuleType], one_connection: Engine
     ) -> ModuleType:
-        module = recipe("SET LOCAL statement_timeout")
+        module = recipe("def report(")
         module.session.configure(bind=one_connection)
         return module
 
@@ -196,7 +196,7 @@ class TestATimeOutForOneView:
 class TestReadsThatCannotWrite:
     @pytest.fixture
     def page(self, recipe: Callable[[str], ModuleType], engine: Engine) -> ModuleType:
-        module = recipe("postgresql_readonly=True")
+        module = recipe("current_reading = reading.proxy")
         module.session.configure(bind=engine)
         options = module.readonly.get_execution_options()
         module.reading.configure(bind=engine.execution_options(**options))

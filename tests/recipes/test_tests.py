@@ -164,7 +164,7 @@ class TestMocks:
             assert current_session == fake
         with app.app_context():
             assert current_session != fake
-        fake.close.assert_called_once_with()
+        fake.close.assert_called()
 
 
 @pytest.mark.parametrize("engine", ["postgresql"], indirect=True)

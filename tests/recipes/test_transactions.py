@@ -357,6 +357,28 @@ class TestTryAgain:
         assert len(calls) == 2
         engine.dispose()
 
+    @pytest.mark.parametrize("driver", ["pymysql", "mysqlconnector"])
+    @pytest.mark.parametrize("code", [1213, 1205])
+    def test_the_number_is_enough_where_a_driver_has_no_sqlstate(
+        self, code: int, driver: str, page: ModuleType, mariadb: Engine
+    ) -> None:
+        engine = create_engine(mariadb.url.set(drivername=f"mysql+{driver}"))
+        page.maker.configure(bind=engine)
+        calls: list[str] = []
+
+        def work() -> None:
+            calls.append("call")
+            if len(calls) == 1:
+                with current_session.begin():
+                    current_session.execute(
+                        text(f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}")
+                    )
+
+        with page.app.app_context():
+            page.trying_again(work)()
+        assert len(calls) == 2
+        engine.dispose()
+
     @pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
     def test_async_sessions_on_mariadb_get_through_too(
         self, driver: str, page: ModuleType, mariadb: Engine
