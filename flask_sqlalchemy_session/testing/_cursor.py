@@ -124,6 +124,8 @@ def watched_class(base: Any) -> Any:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             text = args[0] if name == "execute" and args else name
+            if hasattr(text, "as_string"):
+                text = text.as_string(self)
             executing = partial(method, self, *args, **kwargs)
             return self.stand_in.run(text, executing, whole=name == "execute")
 

@@ -151,8 +151,9 @@ class SharedConnection:
                 self._prepare(driver, mode)
             try:
                 # In SQLite this begins the transaction; its driver would at a change.
-                for statement in ("SAVEPOINT", "SAVEPOINT", "RELEASE SAVEPOINT"):
-                    self._execute(f"{statement} {self._name}")
+                self._execute(f"SAVEPOINT {self._name}")
+                self._execute(f"SAVEPOINT {self._name}_tried")
+                self._execute(f"RELEASE SAVEPOINT {self._name}_tried")
             except self._errors() as error:
                 if self.failed_with(error):
                     self.check()

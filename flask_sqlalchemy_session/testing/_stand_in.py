@@ -281,7 +281,7 @@ class StandIn:
 
         :return: whether it is done.
         """
-        if statement.is_many:
+        if len(statement.parts) > 1:  # `sqlite3` takes one, and says so itself
             return False
         match statement.words:
             case ["BEGIN", "NOT", "ATOMIC", *_]:

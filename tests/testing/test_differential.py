@@ -1,0 +1,564 @@
+"""`isolate`, compared with the real thing on each database and driver.
+
+Each scenario is run twice: for real, on tables that are empty, and inside a block. What
+it returns, or the kind of error that it raises, must be the same; or the block refuses
+it with an `IsolationError`, where `REFUSED` says so. After the block all is as it was.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import (
+    URL,
+    Engine,
+    String,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+
+from flask_sqlalchemy_session import FlaskScopedSession
+from flask_sqlalchemy_session.testing import IsolationError, isolate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(50))
+
+
+DRIVERS = {
+    "sqlite": "sqlite3",
+    "sqlite-begin": "sqlite3",
+    "sqlite-wal": "sqlite3",
+    "postgresql+psycopg": "psycopg",
+    "postgresql+psycopg2": "psycopg2",
+    "postgresql+pg8000": "pg8000",
+    "mariadb+pymysql": "pymysql",
+    "mariadb+mysqldb": "MySQLdb",
+    "mariadb+mysqlconnector": "mysql.connector",
+    "mariadb+mariadbconnector": "mariadb",
+}
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+class Shop:
+    """An application with two sessions on one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.app = Flask("shop")
+        self.session = FlaskScopedSession(sessionmaker(engine), self.app)
+        self.other = FlaskScopedSession(sessionmaker(engine), self.app, name="other")
+
+    @property
+    def database(self) -> str:
+        name = self.engine.dialect.name
+        return "mysql" if name in ("mysql", "mariadb") else name
+
+    def add(self, name: str, **values: object) -> None:
+        self.session.execute(insert(User).values(name=name, **values))
+
+    def names(self) -> list[str]:
+        """Return what another context finds."""
+        with self.app.app_context():
+            return [*self.session.scalars(select(User.name).order_by(User.name))]
+
+    @property
+    def raw(self) -> Any:
+        """The session's driver connection."""
+        return self.session.connection().connection.driver_connection
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> URL:
+    database: str = request.param
+    if not is_installed(DRIVERS[database]):
+        pytest.skip(f"{DRIVERS[database]} is not installed")
+    if database.startswith("sqlite"):
+        return make_url(f"sqlite:///{tmp_path_factory.mktemp('db')}/{database}.sqlite3")
+    server = "postgresql_url" if database.startswith("postgresql") else "mariadb_url"
+    url = make_url(request.getfixturevalue(server)).set(drivername=database)
+    socket = url.query.get("host")
+    if database == "postgresql+pg8000" and socket:  # which it has another name for
+        return url.set(query={"unix_sock": f"{socket}/.s.PGSQL.5432"})
+    return url
+
+
+@pytest.fixture(scope="module")
+def engine(url: URL) -> Iterator[Engine]:
+    # The module of MariaDB's driver has an escape that Python warns of.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        engine = create_engine(url)
+    if "begin" in str(url.database):
+
+        @event.listens_for(engine, "connect")
+        def _(connection: Any, _: object) -> None:
+            connection.isolation_level = None
+
+        @event.listens_for(engine, "begin")
+        def _(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+    if "wal" in str(url.database):
+
+        @event.listens_for(engine, "connect")
+        def _(connection: Any, _: object) -> None:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    yield engine
+    Base.metadata.drop_all(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def shop(engine: Engine) -> Shop:
+    return Shop(engine)
+
+
+SCENARIOS: dict[str, Callable[[Shop], object]] = {}
+REFUSED: dict[str, tuple[str, ...]] = {}
+
+
+def scenario(
+    *, refused: tuple[str, ...] = ()
+) -> Callable[[Callable[[Shop], object]], Callable[[Shop], object]]:
+    """Add a scenario, and the databases that may refuse it in a block."""
+
+    def add(function: Callable[[Shop], object]) -> Callable[[Shop], object]:
+        SCENARIOS[function.__name__] = function
+        REFUSED[function.__name__] = refused
+        return function
+
+    return add
+
+
+@scenario()
+def commits_and_rollbacks(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.commit()
+        shop.add("bob")
+        shop.session.rollback()
+        with shop.session.begin():
+            shop.add("cid")
+    with shop.app.app_context():
+        shop.add("dee")
+    return shop.names()
+
+
+@scenario()
+def nested_transactions(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.add("ann", id=1)
+        with suppress(IntegrityError), shop.session.begin_nested():
+            shop.add("bob", id=1)
+        with shop.session.begin_nested():
+            shop.add("cid", id=2)
+        shop.session.commit()
+    return shop.names()
+
+
+@scenario()
+def an_error_handler_that_writes(shop: Shop) -> object:
+    if shop.database == "sqlite":  # which lets one write at a time
+        return None
+    with shop.app.app_context():
+        shop.add("ann", id=1)
+        shop.session.commit()
+        with suppress(IntegrityError):
+            shop.add("bob", id=1)
+        shop.other.execute(insert(User).values(name="error", id=9))
+        shop.other.commit()
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def a_statement_after_one_that_failed(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.add("ann", id=1)
+        with suppress(IntegrityError):
+            shop.add("bob", id=1)
+        try:
+            shop.add("cid", id=2)
+        finally:
+            shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def autocommit_of_a_session(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        shop.add("ann")
+        shop.session.rollback()
+        shop.add("bob")
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def another_isolation_level(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        shop.add("ann")
+        shop.session.commit()
+    return shop.names()
+
+
+@scenario()
+def an_export_beside_commits(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.session.execute(
+            insert(User), [{"name": f"u{number:02}"} for number in range(51)]
+        )
+        shop.session.commit()
+    seen = 0
+    with shop.app.app_context():
+        options = {"yield_per": 7}
+        rows = shop.session.scalars(select(User), execution_options=options)
+        for seen, _ in enumerate(rows, 1):
+            if shop.database != "sqlite" and seen % 10 == 0:
+                with shop.app.app_context():
+                    shop.add(f"during {seen}")
+                    shop.session.commit()
+    return seen, len(shop.names())
+
+
+@scenario()
+def reads_of_every_sort_around_a_commit(shop: Shop) -> object:
+    if "begin" in str(shop.engine.url.database):
+        return None  # a reader keeps all others from writing to it
+    statements = {
+        "sqlite": ["EXPLAIN SELECT 1", "PRAGMA table_info(users)", "VALUES (1)"],
+        "postgresql": [
+            "SET search_path = public",
+            "EXPLAIN SELECT 1",
+            "TABLE users",
+            "DECLARE c CURSOR FOR SELECT 1",
+            "FETCH 1 FROM c",
+            "LISTEN news",
+            "LOCK TABLE users IN ACCESS SHARE MODE",
+            "SELECT jsonb_build_object('a', upper('b'))",
+        ],
+        "mysql": [
+            "DESCRIBE users",
+            "EXPLAIN SELECT 1",
+            "SHOW TABLES",
+            "SET @a = 1",
+            "# a comment\nSELECT 1",
+            "/*! SELECT 1 */",
+            "SELECT concat('a', char_length('b'))",
+        ],
+    }[shop.database]
+    with shop.app.app_context():
+        for statement in statements:
+            shop.session.execute(text(statement))
+        inspect(shop.session.connection()).has_table("users")
+        with shop.app.app_context():
+            shop.add("ann")
+            shop.session.commit()
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def listeners_of_the_pool(shop: Shop) -> object:
+    seen: list[str] = []
+    listeners = {
+        name: lambda *_, name=name: seen.append(name)
+        for name in ("checkout", "checkin", "reset")
+    }
+    for name, listener in listeners.items():
+        event.listen(shop.engine, name, listener)
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.commit()
+        pool: Any = shop.engine.pool
+        counts = pool.size(), pool.checkedout(), pool.status()
+    for name, listener in listeners.items():
+        event.remove(shop.engine, name, listener)
+    return seen, counts, pool.checkedout()
+
+
+@scenario(refused=("sqlite", "postgresql", "mysql"))
+def several_statements_in_one_string(shop: Shop) -> object:
+    if shop.engine.dialect.driver in ("mysqlconnector", "mariadbconnector"):
+        return None  # one keeps a result unread, the other crashes at the close
+    with shop.app.app_context():
+        shop.session.connection().exec_driver_sql(
+            "BEGIN; INSERT INTO users (name) VALUES ('ann'); COMMIT"
+        )
+    return shop.names()
+
+
+@scenario()
+def a_script(shop: Shop) -> object:
+    if shop.database != "sqlite":
+        return None
+    with shop.app.app_context():
+        shop.raw.executescript(
+            "INSERT INTO users (name) VALUES ('a;b'); -- one; two\n"
+            "INSERT INTO users (name) VALUES ('c');"
+        )
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def set_transaction_as_text(shop: Shop) -> object:
+    if shop.database == "sqlite":
+        return None
+    with shop.app.app_context():
+        shop.session.execute(text("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        shop.add("ann")
+        shop.session.commit()
+    return shop.names()
+
+
+@scenario(refused=("postgresql",))
+def a_transaction_of_the_driver(shop: Shop) -> object:
+    if shop.engine.dialect.driver != "psycopg":
+        return None
+    with shop.app.app_context():
+        raw = shop.raw
+        with raw.transaction():
+            raw.execute("INSERT INTO users (name) VALUES ('ann')")
+    return shop.names()
+
+
+@scenario()
+def autocommit_switched_on_and_off(shop: Shop) -> object:
+    if shop.database == "sqlite":
+        return None
+    with shop.app.app_context():
+        raw = shop.raw
+        raw.rollback()
+        switch = raw.autocommit if callable(raw.autocommit) else None
+        for value in (True, False):
+            if switch is None:
+                raw.autocommit = value
+            else:
+                switch(value)
+            if value:
+                raw.cursor().execute("INSERT INTO users (name) VALUES ('ann')")
+        raw.rollback()
+    return shop.names()
+
+
+@scenario(refused=("postgresql", "mysql"))
+def a_driver_connection_in_with(shop: Shop) -> object:
+    if shop.engine.dialect.driver not in ("pysqlite", "psycopg2"):
+        return None
+    with shop.app.app_context():
+        raw = shop.raw
+        with raw:
+            raw.cursor().execute("INSERT INTO users (name) VALUES ('ann')")
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def helpers_of_psycopg2(shop: Shop) -> object:
+    if shop.engine.dialect.driver != "psycopg2":
+        return None
+    extras: Any = importlib.import_module("psycopg2.extras")
+    sql: Any = importlib.import_module("psycopg2.sql")
+    with shop.app.app_context():
+        cursor = shop.raw.cursor()
+        extras.register_uuid(conn_or_curs=cursor)
+        composed = sql.SQL("INSERT INTO {} (name) VALUES ({})").format(
+            sql.Identifier("users"), sql.Literal("o'neil")
+        )
+        seen = composed.as_string(cursor)
+        cursor.execute(composed)
+        extras.execute_values(
+            cursor, "INSERT INTO users (name) VALUES %s", [("a",), ("b",)]
+        )
+        shop.session.commit()
+        shop.add("c")
+        shop.session.rollback()
+    return seen, shop.names()
+
+
+@scenario()
+def threads_at_once(shop: Shop) -> object:
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(5):
+                with shop.app.app_context():
+                    shop.session.scalars(select(User.name)).all()
+                    shop.session.rollback()
+                    shop.add(f"{number}-{turn}")
+                    shop.session.commit()
+        except BaseException as error:  # noqa: BLE001  # for the other thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=[number]) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors, len(shop.names())
+
+
+@scenario()
+def the_engine_first(shop: Shop) -> object:
+    with shop.engine.begin() as connection:
+        connection.execute(insert(User).values(name="ann"))
+    return shop.names()
+
+
+@scenario(refused=("mysql",))
+def a_table_is_made(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.session.execute(text("CREATE TABLE extra (id INTEGER)"))
+        shop.session.execute(text("INSERT INTO extra VALUES (1)"))
+        shop.session.commit()
+        seen = shop.session.scalar(text("SELECT count(*) FROM extra"))
+        shop.session.rollback()
+        shop.session.execute(text("DROP TABLE extra"))
+        shop.session.commit()
+    return seen
+
+
+def outcome(function: Callable[[Shop], object], shop: Shop) -> object:
+    try:
+        return function(shop)
+    except IsolationError:
+        raise
+    except DBAPIError as error:
+        return type(error.orig)
+    except Exception as error:  # noqa: BLE001  # is what the user sees
+        return type(error)
+
+
+def empty(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(delete(User))
+
+
+def stored(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return connection.scalars(select(func.count()).select_from(User)).one()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_block_shows_what_the_database_does(name: str, engine: Engine) -> None:
+    engine.dispose()  # its pool tells what it was used for
+    expected = outcome(SCENARIOS[name], Shop(engine))
+    engine.dispose()
+    empty(engine)
+    engine.dispose()
+    pool, shop = engine.pool, Shop(engine)
+    try:
+        with isolate(shop.session, shop.other):
+            seen = outcome(SCENARIOS[name], shop)
+    except IsolationError:
+        assert shop.database in REFUSED[name]
+        seen = expected
+    assert seen == expected
+    assert engine.pool is pool
+    assert stored(engine) == 0
+
+
+def test_two_engines_of_one_database_see_each_other(engine: Engine) -> None:
+    second = create_engine(engine.url)
+    shop = Shop(engine)
+    reading = FlaskScopedSession(sessionmaker(second), shop.app, name="reading")
+    with isolate(shop.session, reading), shop.app.app_context():
+        shop.add("ann")
+        shop.session.commit()
+        assert reading.scalars(select(User.name)).all() == ["ann"]
+        reading.execute(text("UPDATE users SET name = 'bob'"))
+        reading.commit()
+        assert shop.session.scalars(select(User.name)).all() == ["bob"]
+    second.dispose()
+    assert stored(engine) == 0
+
+
+@pytest.mark.parametrize("url", ["mariadb+pymysql"], indirect=True)
+class TestMariaDB:
+    @pytest.mark.parametrize(
+        ("statement", "kind"),
+        [
+            ("CREATE TABLE extra (id INTEGER)", "CREATE TABLE"),
+            ("TRUNCATE TABLE users", "TRUNCATE TABLE"),
+            ("LOCK TABLES users WRITE", "LOCK TABLES"),
+            ("/* now */ ALTER TABLE users ADD COLUMN age INTEGER", "ALTER TABLE"),
+        ],
+    )
+    def test_refuses_what_commits_by_itself(
+        self, engine: Engine, statement: str, kind: str
+    ) -> None:
+        shop = Shop(engine)
+        with isolate(shop.session):
+            with shop.app.app_context():
+                shop.add("ann")
+                with pytest.raises(IsolationError, match=kind):
+                    shop.session.execute(text(statement))
+                shop.session.commit()
+            assert shop.names() == ["ann"]
+        assert stored(engine) == 0
+
+    def test_names_a_procedure_that_committed(self, engine: Engine) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("DROP PROCEDURE IF EXISTS commits"))
+            connection.execute(text("CREATE PROCEDURE commits() BEGIN COMMIT; END"))
+        shop = Shop(engine)
+        block = isolate(shop.session)
+        raised = pytest.raises(IsolationError, match="CALL")
+        with raised, block, shop.app.app_context():
+            shop.session.execute(text("CALL commits()"))
+            with pytest.raises(IsolationError, match="CALL"):
+                shop.session.commit()
+
+    def test_tells_of_tables_without_transactions(self, engine: Engine) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS old"))
+            connection.execute(text("CREATE TABLE old (id INTEGER) ENGINE = MyISAM"))
+        shop = Shop(engine)
+        raised = pytest.raises(IsolationError, match="MyISAM")
+        with raised, isolate(shop.session), shop.app.app_context():
+            shop.session.execute(text("INSERT INTO old VALUES (1)"))
+            shop.session.commit()
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE old"))
