@@ -346,7 +346,7 @@ def contexts_are_nested(way: Way, url: str) -> str:
 
 
 def another_context_ends_in_a_view(way: Way, url: str) -> str:
-    """A view ends a context that a failed job has left, and then it commits."""
+    """A context that a failed job forgot ends inside a view, which then commits."""
     app = Flask(__name__)
     get_session = way(app, url)
     jobs = ThreadPoolExecutor()
@@ -377,7 +377,7 @@ def another_context_ends_in_a_view(way: Way, url: str) -> str:
 
 
 def a_dead_context_stays(way: Way, url: str) -> str:
-    """Another thread reclaims a streamed body, whose own thread serves on."""
+    """A streamed body is reclaimed by another thread, and its own thread serves on."""
     app = Flask(__name__)
     get_session = way(app, url)
     held = Held()
@@ -416,7 +416,7 @@ def a_dead_context_stays(way: Way, url: str) -> str:
 
 
 def a_thread_is_inside_the_session(way: Way, url: str) -> str:
-    """A view gives up on a thread that is about to get a connection for its session."""
+    """A view gives up on a thread that is getting a connection for the session."""
     app = Flask(__name__)
     get_session = way(app, url)
     held = Held()
@@ -579,6 +579,9 @@ FAULTS: list[Callable[[Way, str], str]] = [
     a_thread_outlives_the_request,
     a_context_is_never_popped,
     contexts_are_nested,
+    another_context_ends_in_a_view,
+    a_dead_context_stays,
+    a_thread_is_inside_the_session,
     there_is_no_context,
     a_forked_child_exits,
 ]
