@@ -25,6 +25,15 @@ _FORWARDED = (
 )
 
 
+class _Nobody(tuple[()]):
+    """No listeners. A pool that pings calls them without looking whether there are."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: object) -> None:
+        pass
+
+
 class _Unheard:
     """The listeners of a pool, without those to what an application does with it."""
 
@@ -33,7 +42,7 @@ class _Unheard:
 
     def __getattr__(self, name: str) -> Any:
         listens = name not in ("checkout", "checkin", "reset")
-        return getattr(self._dispatch, name) if listens else ()
+        return getattr(self._dispatch, name) if listens else _Nobody()
 
 
 class SharedPool(NullPool):

@@ -71,30 +71,34 @@ def database(postgresql_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+GUNICORN = [
+    *["gunicorn", "tests.servers.async_ledger:app"],
+    *["--config", str(HERE / "async_gunicorn_conf.py"), "--bind", "fd://{fd}"],
+]
+# Which server is called how. The names of the others are an adapter's, too.
+ASGI = {
+    "uvicorn": ["uvicorn", "--log-level", "warning", "--fd", "{fd}"],
+    "hypercorn": ["hypercorn", "--bind", "fd://{fd}"],
+}
+
+
 @contextmanager
-def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[int]:
-    """Run gunicorn for a block.
+def serving(
+    log: Path, environment: dict[str, str], command: list[str]
+) -> Iterator[int]:
+    """Run a server for a block.
 
     :return: the port that it listens on.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         # Clients that come before the workers are up wait in the backlog.
+        fd = listener.fileno()
         with log.open("w") as output:
             process = subprocess.Popen(  # noqa: S603  # our own words
-                [
-                    *[
-                        sys.executable,
-                        "-m",
-                        "gunicorn",
-                        "tests.servers.async_ledger:app",
-                    ],
-                    *["--config", str(HERE / "async_gunicorn_conf.py")],
-                    *["--bind", f"fd://{listener.fileno()}"],
-                    *options,
-                ],
+                [sys.executable, "-m", *(word.format(fd=fd) for word in command)],
                 cwd=ROOT,
                 env={**os.environ, **environment},
-                pass_fds=[listener.fileno()],
+                pass_fds=[fd],
                 stdout=output,
                 stderr=output,
             )
@@ -121,8 +125,11 @@ def request(port: int, method: str, path: str) -> tuple[int, str]:
 class Traffic:
     """What clients ask of the application at the same time, and what came of it."""
 
-    def __init__(self, port: int, database: Engine, *, terminates: bool) -> None:
+    def __init__(
+        self, port: int, database: Engine, *, clients: int, terminates: bool
+    ) -> None:
         self.port = port
+        self.clients = clients
         self.database = database
         self.terminates = terminates
         self.acknowledged: set[str] = set()
@@ -133,14 +140,15 @@ class Traffic:
 
     def run(self) -> None:
         end = time.monotonic() + SOAK
-        with ThreadPoolExecutor(CLIENTS) as pool:
+        with ThreadPoolExecutor(self.clients) as pool:
             while self.rounds < ROUNDS or time.monotonic() < end:
                 self.rounds += 1
-                for client in [pool.submit(self._client) for _ in range(CLIENTS)]:
+                for client in [pool.submit(self._client) for _ in range(self.clients)]:
                     client.result()
 
     def _client(self) -> None:
-        actions = [self._write, self._fail, self._write, self._stream, self._hang_up]
+        actions = [self._write, self._fail, self._write, self._stream]
+        actions += [self._hang_up, self._hang_up_early]
         if self.terminates:
             actions.append(self._terminate)
         for action in actions:
@@ -177,6 +185,17 @@ class Traffic:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         return "hang up"
 
+    def _hang_up_early(self, key: str) -> str:
+        """Reset the connection in the middle of what is sent."""
+        with socket.create_connection(
+            ("127.0.0.1", self.port), timeout=SECONDS_TO_ANSWER
+        ) as client:
+            head = f"POST /entries/{key} HTTP/1.1\r\nHost: ledger\r\n"
+            client.sendall(f"{head}Content-Length: 1000\r\n\r\nhalf".encode())
+            linger = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        return "hang up early"
+
     def _terminate(self, key: str) -> str:
         with self.database.connect() as connection:
             ended = connection.execute(
@@ -202,21 +221,56 @@ def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one
     environment = {"LEDGER_URL": url.render_as_string(hide_password=False)}
     environment["LEDGER_PRELOAD"] = preload
     workers = ["--workers", "2" if preload else "1"]
-    log = tmp_path / "log"
-    with gunicorn(log, environment, *SERVERS[server], *workers) as port:
-        traffic = Traffic(port, database, terminates=terminates)
+    served_by(
+        [*GUNICORN, *SERVERS[server], *workers],
+        *(environment, database, tmp_path / "log"),
+        terminates=terminates,
+    )
+    assert ("master its own" in (tmp_path / "log").read_text()) == bool(preload)
+
+
+@pytest.mark.parametrize("adapter", ["by_asgiref", "by_a2wsgi"])
+@pytest.mark.parametrize("server", ASGI)
+def test_nothing_is_lost_shared_or_left_behind_under_an_asgi_server(
+    postgresql_url: str, database: Engine, tmp_path: Path, server: str, adapter: str
+) -> None:
+    url = make_url(postgresql_url).set(drivername="postgresql+asyncpg")
+    served_by(
+        [*ASGI[server], f"tests.servers.asgi:{adapter}"],
+        {"LEDGER_URL": url.render_as_string(hide_password=False)},
+        database,
+        tmp_path / "log",
+        clients=8,
+    )
+
+
+def served_by(  # noqa: PLR0913  # one for each dimension
+    command: list[str],
+    environment: dict[str, str],
+    database: Engine,
+    log: Path,
+    *,
+    clients: int = CLIENTS,
+    terminates: bool = False,
+) -> None:
+    """Drive a server, and see that the application kept its promises."""
+    with serving(log, environment, command) as port:
+        traffic = Traffic(port, database, clients=clients, terminates=terminates)
         traffic.run()
         wait_until_idle(database)
         wait_until_returned(port)
+        backends = processes(database)
+    sys.stdout.write(f"{dict(traffic.outcomes)}, backends: {backends}\n")
     if terminates:
         assert traffic.outcomes["terminated"]
     else:
-        requests = CLIENTS * traffic.rounds
+        requests = clients * traffic.rounds
         assert traffic.outcomes == {
             "write 201": 2 * requests,
             "fail 500": requests,
             "stream 200 whole": requests,
             "hang up": requests,
+            "hang up early": requests,
         }
     with database.connect() as connection:
         stored = set(connection.scalars(text("SELECT key FROM async_ledger")))
@@ -225,10 +279,19 @@ def test_nothing_is_lost_shared_or_left_behind(  # noqa: PLR0913, PLR0917  # one
     output = log.read_text()
     assert "another request's session" not in output
     assert "another process's connection" not in output
-    assert ("master its own" in output) == bool(preload)
     assert "garbage collector" not in output
     assert "safety net" not in output
     assert "QueuePool limit" not in output
+
+
+def processes(database: Engine) -> dict[str, int]:
+    """Return how many connections each process has."""
+    query = text(
+        "SELECT application_name, count(*) FROM pg_stat_activity WHERE "
+        "application_name LIKE 'ledger-%' GROUP BY 1"
+    )
+    with database.connect() as connection:
+        return dict(connection.execute(query).tuples().all())
 
 
 def wait_until_idle(database: Engine) -> None:
