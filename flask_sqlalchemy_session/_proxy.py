@@ -46,7 +46,7 @@ class CurrentSession(SessionProxy[Session]):
         def __call__(self, **kw: object) -> Session:
             return _default()(**kw)
 
-        def __getattribute__(self, name: str) -> object:
+        def __getattribute__(self, name):
             if name in _OWN_NAMES:
                 return object.__getattribute__(self, name)
             try:
@@ -61,7 +61,7 @@ class CurrentSession(SessionProxy[Session]):
             target = _default() if name in _SCOPED else self._get_current_object()
             return getattr(target, name)
 
-        def _class(self) -> type[Session]:
+        def _class(self):
             owner = _default()
             return class_made_by(owner.session_factory, Session) or type(owner())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
@@ -97,17 +96,19 @@ class SessionProxy(LocalProxy[S]):
 
     __slots__ = ("_registry",)
 
-    def __init__(self, registry: Callable[[], S]) -> None:
-        super().__init__(registry)
-        object.__setattr__(self, "_registry", registry)
-        # Without the functions that `LocalProxy` has around it.
-        object.__setattr__(self, "_get_current_object", registry)
-
     if not TYPE_CHECKING:
         __aenter__ = __aexit__ = __aiter__ = __anext__ = __await__ = None
 
+        # What `__class__` goes by is not annotated: typeguard's import hook would ask
+        # for `self.__class__` first, in `__class__` too.
+        def __init__(self, registry):
+            super().__init__(registry)
+            object.__setattr__(self, "_registry", registry)
+            # Without the functions that `LocalProxy` has around it.
+            object.__setattr__(self, "_get_current_object", registry)
+
         # `LocalProxy` forwards by a `__getattr__` that takes more than twice as long.
-        def __getattribute__(self, name: str) -> object:
+        def __getattribute__(self, name):
             if name in OWN_NAMES:
                 return object.__getattribute__(self, name)
             registry = _registry_of(self)
@@ -127,7 +128,7 @@ class SessionProxy(LocalProxy[S]):
                 return dir(Session)
 
         @property
-        def __class__(self) -> type[Session]:
+        def __class__(self):
             # True to the type without a context, and without making a session where
             # the factory tells the class.
             try:
@@ -135,7 +136,7 @@ class SessionProxy(LocalProxy[S]):
             except ScopeError:
                 return Session
 
-        def _class(self) -> type[Session]:
+        def _class(self):
             registry = _registry_of(self)
             factory = registry.owner.session_factory
             return class_made_by(factory, Session) or type(registry())

@@ -12,6 +12,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, TypeVar
 
 from flask import Flask
+from typing_extensions import ParamSpec
 
 from flask_sqlalchemy_session._context import find_context, unproxied
 from flask_sqlalchemy_session._ending import has_ended, watch
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from flask.ctx import AppContext
-    from typing_extensions import ParamSpec
 
-    P = ParamSpec("P")
-
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # How long the process waits, when it ends, for what still runs.

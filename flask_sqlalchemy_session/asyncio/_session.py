@@ -188,16 +188,21 @@ class AsyncSessionProxy(LocalProxy[AS]):
 
     __slots__ = ("_owner",)
 
-    def __init__(
-        self,
-        registry: Callable[[], AS],
-        owner: Callable[[], FlaskAsyncScopedSession[AS]],
-    ) -> None:
-        super().__init__(registry)
-        object.__setattr__(self, "_owner", owner)
+    if TYPE_CHECKING:
 
-    if not TYPE_CHECKING:
+        def __init__(
+            self,
+            registry: Callable[[], AS],
+            owner: Callable[[], FlaskAsyncScopedSession[AS]],
+        ) -> None: ...
+
+    else:
         __await__ = __aiter__ = __anext__ = None  # which `LocalProxy` has for all
+
+        # Not annotated, as `__class__` is not: see the sync proxy.
+        def __init__(self, registry, owner):
+            super().__init__(registry)
+            object.__setattr__(self, "_owner", owner)
 
         def __dir__(self) -> list[str]:
             # Without a context `LocalProxy` would offer a shell nothing to complete.
@@ -207,7 +212,7 @@ class AsyncSessionProxy(LocalProxy[AS]):
                 return dir(AsyncSession)
 
         @property
-        def __class__(self) -> type[AsyncSession]:
+        def __class__(self):
             # True to the type without a context, as that of the sync proxy.
             try:
                 owner = self._owner()
