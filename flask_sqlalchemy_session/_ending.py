@@ -73,11 +73,12 @@ def _watched_class(class_: type[AppContext]) -> type[AppContext]:
         class_.push(self)
 
     def pop(self: AppContext, *args: Any, **kwargs: Any) -> None:
-        _popping.context = self
         try:
+            _popping.context = self
             class_.pop(self, *args, **kwargs)
-        except BaseException:
-            if _popping.context is not self:  # its teardown began
+        except BaseException as error:
+            # Its teardown began, or was kept from it by an interrupt.
+            if _popping.context is not self or not isinstance(error, Exception):
                 _end(self)
             raise
         finally:

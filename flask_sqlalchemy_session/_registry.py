@@ -135,9 +135,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         """Make room for the next session, while the context still holds this one."""
         holder = self._find()
         if holder is not None:
-            scope = vars(get_context().g)
-            scope[self.closing] = holder
-            scope.pop(self.key, None)
+            holder.set_aside(vars(get_context().g))
         return holder
 
     def _find(self) -> Holder | None:

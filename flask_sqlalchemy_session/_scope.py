@@ -34,6 +34,9 @@ _LAST_TURN = "_flask_sqlalchemy_session_last_turn"
 class Registry(Protocol):
     """A scoped session object's registry, as the end of a context sees it."""
 
+    key: str
+    closing: str
+
     @property
     def name(self) -> str: ...
     def release(self, session: Any) -> None: ...
@@ -63,7 +66,6 @@ class Holder:
         late: bool = False,
         before: Holder | None = None,
     ) -> None:
-        self.registry = registry
         self.session = session
         self.app_name = app_name
         self.late = late
@@ -72,6 +74,7 @@ class Holder:
             before = before.before
         self.before = before
         live[id(self)] = ref(self)
+        self.registry = registry
 
     def let_go(self) -> None:
         self.registry = None
@@ -81,7 +84,17 @@ class Holder:
         self.registry = None
         return self.session
 
-    def end(self, deadline: float, *, through_owner: bool) -> None:
+    def set_aside(self, scope: dict[str, Any]) -> None:
+        """Make room for the next session, while the context still holds this one."""
+        registry = self.registry
+        if registry is not None:
+            scope[registry.closing] = self
+            if scope.get(registry.key) is self:
+                del scope[registry.key]
+
+    def end(
+        self, scope: dict[str, Any], deadline: float, *, through_owner: bool
+    ) -> None:
         """Let the owner remove the session, and close what that has not closed."""
         try:
             if through_owner and self.registry is not None:
@@ -89,6 +102,8 @@ class Holder:
         except IllegalStateChangeError:
             pass  # another thread is inside the session, which is waited for
         finally:
+            # A listener that uses the session meanwhile is given another one.
+            self.set_aside(scope)
             self.close_by(deadline)
 
     def close_by(self, deadline: float, *, wait: bool = True) -> None:
@@ -137,7 +152,7 @@ class Holder:
             self.close_by(math.inf)
 
     def __del__(self) -> None:
-        if self.registry is None:
+        if getattr(self, "registry", None) is None:  # an interrupt may have come first
             return
         # The last goes first, as it refers to the others.
         holders: list[Holder] = []
@@ -222,7 +237,7 @@ def release(context: AppContext, *, through_owners: bool) -> None:
             scope[_LAST_TURN] = True
         for holder in holders:
             try:
-                holder.end(deadline, through_owner=through_owners and not turn)
+                holder.end(scope, deadline, through_owner=through_owners and not turn)
             except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
                 errors.append(error)
     scope.pop(_LAST_TURN, None)

@@ -50,9 +50,11 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
         return session
 
     def close_session(self, session: S, *, wait: bool = True) -> None:
-        for _ in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             transaction = session.get_transaction()
+            autobegin = session.autobegin
             try:
+                session.autobegin = autobegin and attempt < _ATTEMPTS
                 session.close()
             except IllegalStateChangeError:
                 raise  # another thread is about to begin or to end the transaction
@@ -62,6 +64,8 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
                 if transaction is not None:
                     close_transaction(transaction)
                 raise
+            finally:
+                session.autobegin = autobegin
             if not self.is_open(session):
                 break
 

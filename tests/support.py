@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from flask import current_app
 from sqlalchemy import QueuePool, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -75,6 +76,12 @@ def broken_rollback(*engines: Engine) -> Iterator[None]:
     yield
     for engine in engines:
         event.remove(engine, "rollback", fail_to_roll_back)
+
+
+def default_session() -> Session:
+    """Return the current context's own session, not the proxy to it."""
+    session: Session = current_app.extensions["sqlalchemy_session"]["default"]()
+    return session
 
 
 def use(session: Session) -> None:

@@ -1,0 +1,260 @@
+"""A context that ends while another thread is inside its session.
+
+The end waits for that thread, and nothing is closed under what it executes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import QueuePool, create_engine, event, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from flask_sqlalchemy_session import FlaskScopedSession
+from tests.support import Held, User
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flask import Flask
+    from sqlalchemy import Engine
+
+pytestmark = [
+    pytest.mark.usefixtures("no_collector"),
+    pytest.mark.parametrize("engine", ["postgresql"], indirect=True),
+]
+
+SELECT_1 = text("SELECT 1")
+
+
+def query(session: FlaskScopedSession[Session]) -> None:
+    session.execute(SELECT_1)
+
+
+def write(session: FlaskScopedSession[Session]) -> None:
+    session.add(User(name="busy"))
+    session.commit()
+
+
+class Gate:
+    """Keeps a thread in an event of an engine until it is opened."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        event.listen(engine, name, self._wait)
+
+    def _wait(self, *_: object) -> None:
+        self.reached.set()
+        assert self.opened.wait(30)
+
+
+def invalidated_by(engine: Engine) -> list[object]:
+    """Every connection that was closed instead of given back."""
+    invalidated: list[object] = []
+    event.listen(engine, "invalidate", lambda *args: invalidated.append(args))
+    return invalidated
+
+
+def wait_for_the_pool(pool: QueuePool) -> None:
+    deadline = time.monotonic() + 20
+    while pool.checkedout() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+PLACES = {"do_connect": query, "begin": query, "commit": write}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_end_of_a_context_waits_for_a_job_that_is_in(
+    place: str,
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    engine: Engine,
+    held: Held,
+) -> None:
+    invalidated = invalidated_by(engine)
+    pool = ThreadPoolExecutor(1)
+    engine.dispose()  # so that the job connects first
+    gate = Gate(engine, place)
+
+    @app.get("/")
+    def index() -> str:
+        session()
+        variables = contextvars.copy_context()
+        pool.submit(variables.run, PLACES[place], session)
+        assert gate.reached.wait(30)
+        threading.Timer(0.1, gate.opened.set).start()
+        return "the view's"
+
+    response = app.test_client().get("/")
+    assert (response.status_code, response.text) == (200, "the view's")
+    assert held.count == 0
+    assert not invalidated
+    pool.shutdown()  # whatever the job met when its session was closed
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
+    place: str,
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    engine: Engine,
+    held: Held,
+) -> None:
+    invalidated = invalidated_by(engine)
+    pool = ThreadPoolExecutor(1)
+    engine.dispose()
+    gate = Gate(engine, place)
+
+    @app.get("/")
+    def index() -> str:
+        session()
+        variables = contextvars.copy_context()
+        pool.submit(variables.run, PLACES[place], session)
+        assert gate.reached.wait(30)
+        return "the view's"
+
+    with pytest.warns(ResourceWarning, match="in use by another thread") as told:  # noqa: PT031  # a thread of its own tells, later
+        response = app.test_client().get("/")
+        deadline = time.monotonic() + 20
+        while not told.list and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert (response.status_code, response.text) == (200, "the view's")
+    assert isinstance(engine.pool, QueuePool)
+    assert engine.pool.checkedout() == 1
+    gate.opened.set()
+    pool.shutdown()
+    wait_for_the_pool(engine.pool)
+    assert held.count == 0
+    assert not invalidated
+
+
+def test_an_async_view_that_gives_up_a_query_has_its_response(
+    app: Flask, engine: Engine
+) -> None:
+    small = create_engine(engine.url, pool_size=1, max_overflow=0, pool_timeout=0.4)
+    held = Held(small)
+    invalidated = invalidated_by(small)
+    session = FlaskScopedSession(sessionmaker(small), app)
+
+    @app.get("/")
+    async def index() -> str:
+        session()
+        try:
+            await asyncio.wait_for(asyncio.to_thread(query, session), 0.05)
+        except asyncio.TimeoutError:
+            return "gave up"
+        return "read"
+
+    taken = small.connect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        response = app.test_client().get("/")
+    assert (response.status_code, response.text) == (200, "gave up")
+    assert held.count == 1
+    taken.close()
+    assert held.count == 0
+    assert not invalidated
+    with app.app_context():
+        session.execute(SELECT_1)
+    assert held.count == 0
+    small.dispose()
+
+
+def test_an_async_view_that_gives_up_gives_back_what_its_thread_got_late(
+    app: Flask, engine: Engine
+) -> None:
+    small = create_engine(engine.url, pool_size=1, max_overflow=0)
+    held = Held(small)
+    session = FlaskScopedSession(sessionmaker(small), app)
+    taken = small.connect()
+
+    @app.get("/")
+    async def index() -> str:
+        session()
+        try:
+            await asyncio.wait_for(asyncio.to_thread(query, session), 0.05)
+        except asyncio.TimeoutError:
+            threading.Timer(0.1, taken.close).start()
+            return "gave up"
+        return "read"
+
+    response = app.test_client().get("/")
+    assert (response.status_code, response.text) == (200, "gave up")
+    assert held.count == 0
+    with app.app_context():
+        session.execute(SELECT_1)
+    assert held.count == 0
+    small.dispose()
+
+
+CRASH = """
+import contextvars, gc, sys, threading, warnings
+from concurrent.futures import ThreadPoolExecutor
+from flask import Flask
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from flask_sqlalchemy_session import FlaskScopedSession
+
+warnings.simplefilter("ignore")
+sys.setswitchinterval(1e-6)
+app = Flask("script")
+engine = create_engine(
+    f"sqlite:///{sys.argv[1]}/crash.sqlite3",
+    pool_size=16,
+    connect_args={"check_same_thread": False},
+)
+session = FlaskScopedSession(sessionmaker(engine), app)
+jobs = ThreadPoolExecutor(16)
+statement = text(
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100) "
+    "SELECT count(*) FROM n"
+)
+
+
+def job():
+    for _ in range(2):
+        session.execute(statement).all()
+        session.rollback()
+
+
+def serve(_):
+    for _ in range(4):
+        with app.app_context():
+            session()
+            variables = contextvars.copy_context()
+            left.append(jobs.submit(variables.run, job))
+
+
+left = []
+with ThreadPoolExecutor(16) as servers:
+    list(servers.map(serve, range(8)))
+for each in left:
+    each.exception()
+jobs.shutdown()
+left.clear()
+gc.collect()
+print(engine.pool.checkedout())
+"""
+
+
+def test_sqlite_survives_contexts_that_end_under_a_statement(
+    engine: Engine, tmp_path: Path
+) -> None:
+    done = subprocess.run(  # noqa: S603  # a script of ours
+        [sys.executable, "-c", CRASH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr

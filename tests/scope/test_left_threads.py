@@ -1,0 +1,206 @@
+"""A thread that a dead context was left on serves its later requests as any other.
+
+Up to Flask 3.1 a context that ends elsewhere stays the current one of its thread.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from flask import Flask, stream_with_context
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+from flask_sqlalchemy_session import FlaskScopedSession, current_session
+from tests.scope.flask_versions import before_flask_3_2
+from tests.support import Held, OopsError, User, default_session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+pytestmark = [
+    pytest.mark.usefixtures("no_collector"),
+    pytest.mark.parametrize("engine", ["postgresql"], indirect=True),
+]
+
+
+@pytest.fixture
+def thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
+    """A thread of a server's, on which contexts are left."""
+    # Flask refuses the foreign pop in a finaliser, which nobody can catch.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def serve(app: Flask, path: str) -> str:
+    """Answer a request as a server does, in the thread's own context variables."""
+    body, status, _ = run_wsgi_app(app, EnvironBuilder(path).get_environ())
+    assert status.startswith(("200", "500")), status
+    return b"".join(body).decode()
+
+
+def begin_stream(app: Flask) -> Iterator[bytes]:
+    body = iter(app(EnvironBuilder("/stream").get_environ(), lambda *_: lambda _: None))
+    assert next(body) == b"row"
+    return body
+
+
+class Seen:
+    """What each request found, kept so that no session is made at the same place."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Session] = []
+
+    def use(self) -> None:
+        mine = default_session()
+        assert not mine.info
+        assert not mine.in_transaction()
+        assert not mine.identity_map
+        assert not any(mine is session for session in self.sessions)
+        self.sessions.append(mine)
+        mine.info["mark"] = True
+        mine.add(User(name=f"request {len(self.sessions)}"))
+        mine.flush()
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+def views(app: Flask, session: FlaskScopedSession[Session], seen: Seen) -> None:
+    @app.get("/")
+    def index() -> str:
+        seen.use()
+        return "used"
+
+    @app.get("/commit")
+    def commit() -> str:
+        seen.use()
+        session.commit()
+        return "committed"
+
+    @app.get("/fail")
+    def fail() -> str:
+        seen.use()
+        raise OopsError
+
+    @app.get("/stream")
+    def stream() -> Iterator[str]:
+        def body() -> Iterator[str]:
+            current_session.info["stream"] = True
+            current_session.scalars(select(User)).all()
+            yield "row"
+            yield "row"
+
+        return stream_with_context(body())
+
+
+def check_requests(
+    app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held, also: int = 0
+) -> None:
+    for path in ("/", "/fail", "/commit", "/", "/commit", "/fail"):
+        thread.submit(serve, app, path).result()
+        assert held.count == also
+        assert not seen.sessions[-1].in_transaction()
+    assert len(seen.sessions) == 6
+    with Session(held.engine) as after:
+        assert after.scalar(select(func.count()).select_from(User)) == 2
+
+
+@pytest.mark.usefixtures("views")
+@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+def test_requests_after_a_body_that_was_reclaimed_elsewhere(
+    app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
+) -> None:
+    body = thread.submit(begin_stream, app).result()
+    assert held.count == 1
+    del body  # here, in another thread
+    assert held.count == 0
+    check_requests(app, thread, seen, held)
+
+
+@pytest.mark.usefixtures("views")
+@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+def test_requests_while_a_body_is_not_reclaimed_and_after(
+    app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
+) -> None:
+    body = thread.submit(begin_stream, app).result()
+    thread.submit(serve, app, "/").result()
+    assert held.count == 1  # the body's
+    del body
+    assert held.count == 0
+    seen.sessions.clear()
+    check_requests(app, thread, seen, held)
+
+
+@pytest.mark.usefixtures("views")
+@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+def test_requests_after_a_body_that_another_request_reclaimed(
+    app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
+) -> None:
+    bodies = [thread.submit(begin_stream, app).result()]
+
+    def reclaim_in_a_context() -> None:
+        with app.app_context():
+            current_session.add(User(name="live"))
+            current_session.flush()
+            bodies.clear()
+            assert held.count == 1
+            current_session.rollback()
+
+    reclaim_in_a_context()
+    assert held.count == 0
+    check_requests(app, thread, seen, held)
+
+
+@pytest.mark.usefixtures("views")
+@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+def test_requests_after_a_job_whose_context_was_popped_elsewhere(
+    app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
+) -> None:
+    context = app.app_context()
+
+    def push() -> None:
+        context.push()
+        current_session.info["job"] = True
+        current_session.scalars(select(User)).all()
+
+    thread.submit(push).result()
+    with pytest.raises((ValueError, LookupError)):
+        context.pop()
+    assert held.count == 0
+    check_requests(app, thread, seen, held)
+
+
+@pytest.mark.usefixtures("views")
+@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+def test_a_stream_on_a_thread_that_was_left_is_read_to_its_end(
+    app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
+) -> None:
+    body = thread.submit(begin_stream, app).result()
+    del body
+    for _ in range(2):
+        assert thread.submit(serve, app, "/stream").result() == "rowrow"
+        assert held.count == 0
+    check_requests(app, thread, seen, held)
+
+
+@pytest.mark.usefixtures("views")
+@before_flask_3_2("a request has a context of its own in any case")
+def test_a_request_in_a_live_context_shares_its_session_all_the_same(
+    app: Flask, session: FlaskScopedSession[Session], seen: Seen, held: Held
+) -> None:
+    with app.app_context():
+        contextvars.copy_context().run(serve, app, "/")
+        assert session() is seen.sessions[0]
+        assert held.count == 1
+    assert held.count == 0

@@ -1,0 +1,174 @@
+"""A listener that uses the session while it is closed comes to an end."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import QueuePool, event, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from flask_sqlalchemy_session import FlaskScopedSession, current_session
+from tests.support import Held, default_session, many_connections, use
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flask import Flask
+    from sqlalchemy import Engine
+
+pytestmark = pytest.mark.usefixtures("no_collector")
+
+
+@pytest.fixture
+def made(app: Flask, engine: Engine) -> list[Session]:
+    """Every session that the application's factory made."""
+    made: list[Session] = []
+
+    def factory() -> Session:
+        made.append(sessionmaker(engine)())
+        return made[-1]
+
+    FlaskScopedSession(factory, app)
+    return made
+
+
+LISTENERS: dict[str, Callable[[Engine], tuple[object, str]]] = {
+    "after_transaction_end": lambda _: (Session, "after_transaction_end"),
+    "rollback": lambda engine: (engine, "rollback"),
+    "reset": lambda engine: (engine.pool, "reset"),
+}
+
+
+@pytest.fixture(params=LISTENERS)
+def listening(request: pytest.FixtureRequest, engine: Engine) -> Iterator[list[str]]:
+    """Use the session whenever the event comes, as an audit trail may."""
+    target, name = LISTENERS[request.param](engine)
+    on: list[str] = []
+
+    def listen(*_: object) -> None:
+        if on:
+            current_session.execute(text("SELECT 1"))
+
+    event.listen(target, name, listen)
+    yield on
+    on.clear()
+    event.remove(target, name, listen)
+
+
+@many_connections
+def test_a_listener_that_uses_the_session_at_its_end_is_bounded(
+    app: Flask, made: list[Session], listening: list[str], held: Held
+) -> None:
+    # It may be told, by the `ScopeError`, and need not: a pool logs what is raised.
+    with suppress(RuntimeError), app.app_context():
+        use(default_session())
+        listening.append("on")
+    listening.clear()
+    assert len(made) <= 30
+    assert held.count == 0
+    assert not any(session.in_transaction() for session in made)
+    with app.app_context():
+        assert "mark" not in current_session.info
+        current_session.execute(text("SELECT 1"))
+    assert held.count == 0
+
+
+@pytest.mark.leaks
+@pytest.mark.filterwarnings(
+    # SQLAlchemy loses a connection whose listener of "checkin" raises, the scope's
+    # error among others. It is one, and not one for each session.
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+@many_connections
+def test_a_listener_of_a_pools_checkin_that_uses_the_session_is_bounded(
+    app: Flask, made: list[Session], engine: Engine
+) -> None:
+    def listen(*_: object) -> None:
+        current_session.execute(text("SELECT 1"))
+
+    def use_and_listen() -> None:
+        with app.app_context():
+            use(default_session())
+            event.listen(engine.pool, "checkin", listen)
+
+    with pytest.raises(RuntimeError, match="Let the listener use"):
+        use_and_listen()
+    event.remove(engine.pool, "checkin", listen)
+    assert len(made) <= 30
+    assert isinstance(engine.pool, QueuePool)
+    assert engine.pool.checkedout() <= 1
+    assert not any(session.in_transaction() for session in made)
+
+
+@many_connections
+def test_a_listener_that_uses_its_own_session_at_its_end_is_bounded(
+    app: Flask, made: list[Session], held: Held
+) -> None:
+    calls: list[Session] = []
+
+    def listen(session: Session, _: object) -> None:
+        calls.append(session)
+        session.execute(text("SELECT 1"))
+
+    with suppress(SQLAlchemyError), app.app_context():
+        use(default_session())
+        event.listen(default_session(), "after_transaction_end", listen)
+    assert len(calls) <= 200
+    assert held.count == 0
+    assert not any(session.in_transaction() for session in made)
+
+
+@many_connections
+def test_a_listener_that_uses_the_session_when_it_is_removed_is_bounded(
+    app: Flask,
+    made: list[Session],
+    listening: list[str],
+    held: Held,
+) -> None:
+    session: FlaskScopedSession[Session] = app.extensions["sqlalchemy_session"][
+        "default"
+    ]
+    with suppress(RuntimeError), app.app_context():
+        use(session())
+        listening.append("on")
+        try:
+            session.remove()
+        finally:
+            listening.clear()
+    assert len(made) <= 30
+    assert held.count == 0
+    assert not any(session.in_transaction() for session in made)
+
+
+def test_two_thousand_names_in_one_context_are_released(
+    app: Flask, memory: Engine
+) -> None:
+    sessions = [
+        FlaskScopedSession(sessionmaker(memory), app, name=f"name {number}")
+        for number in range(2000)
+    ]
+    with app.app_context():
+        used = [session() for session in sessions]
+        for session in used:
+            session.begin()
+    assert not any(session.in_transaction() for session in used)
+
+
+@pytest.mark.filterwarnings("ignore:A session:ResourceWarning")
+def test_two_thousand_names_are_released_by_the_safety_net_too(
+    app: Flask, memory: Engine
+) -> None:
+    sessions = [
+        FlaskScopedSession(sessionmaker(memory), app, name=f"name {number}")
+        for number in range(2000)
+    ]
+    with app.app_context() as context:
+        used = [session() for session in sessions]
+        for session in used:
+            session.begin()
+        vars(context.g).clear()
+        assert not any(session.in_transaction() for session in used)
