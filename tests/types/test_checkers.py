@@ -1,4 +1,4 @@
-"""Promise 5: the types are true, and five type checkers agree on them.
+"""Promise 5: the types are true, and six type checkers agree on them.
 
 `tests/types/usage` says how its files are read and how to add to them.
 """
@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tokenize
 from collections import defaultdict
 from dataclasses import dataclass
@@ -69,6 +70,12 @@ def _read_gitlab(output: str) -> Iterator[Report]:
         yield place["path"], place["positions"]["begin"]["line"], error["description"]
 
 
+def _read_zuban(output: str) -> Iterator[Report]:
+    for line in output.splitlines():
+        if found := re.fullmatch(r"(.+?):(\d+): error: (.+)", line):
+            yield found[1], int(found[2]), found[3]
+
+
 PYTHON = sys.executable
 CHECKERS: dict[str, tuple[list[str], Callable[[str], Iterable[Report]]]] = {
     "mypy": (
@@ -86,7 +93,19 @@ CHECKERS: dict[str, tuple[list[str], Callable[[str], Iterable[Report]]]] = {
         _read_pyrefly,
     ),
     "ty": (["check", "--output-format=gitlab", f"--python={PYTHON}"], _read_gitlab),
+    # Named, because it reads mypy.ini as well.
+    "zuban": (
+        ["check", "--hide-column-numbers", f"--python-executable={PYTHON}", *FILES],
+        _read_zuban,
+    ),
 }
+
+
+def command(checker: str) -> list[str]:
+    """Return what starts a checker. zuban is a program and no module."""
+    if checker == "zuban":
+        return [str(Path(sysconfig.get_path("scripts"), checker))]
+    return [PYTHON, "-m", checker]
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,62 @@ EXEMPTIONS: list[Exemption] = [
         "check(assert_type(session(), ShopSession)",
         "does not know what a partial of a class returns",
     ),
+    Exemption(
+        "zuban",
+        "0.10.2",
+        "flask_sqlalchemy_session/_ending.py",
+        "_watched_class",
+        "return type(",
+        "takes what `type(name, bases, members)` makes for no subclass of its bases",
+    ),
+    Exemption(
+        "zuban",
+        "0.10.2",
+        "flask_sqlalchemy_session/_requests.py",
+        "_subclass",
+        "_subclasses[class_] =",
+        "takes a class that `type` makes for no `type[Any]`",
+    ),
+    Exemption(
+        "zuban",
+        "0.10.2",
+        "flask_sqlalchemy_session/_requests.py",
+        "_subclass",
+        "return subclass",
+        "takes a class that `type` makes for no `type[Any]`",
+    ),
+    Exemption(
+        "zuban",
+        "0.10.2",
+        "flask_sqlalchemy_session/_scope.py",
+        "__init__",
+        "live[id(self)] =",
+        "does not widen a weak reference to what the dictionary holds",
+    ),
+    Exemption(
+        "zuban",
+        "0.10.2",
+        "flask_sqlalchemy_session/testing/_cursor.py",
+        "__iter__",
+        "return iter(",
+        "loses what an iterator of `Any` is",
+    ),
+    Exemption(
+        "zuban",
+        "0.10.2",
+        "tests/types/usage/__init__.py",
+        "check",
+        "return value",
+        "forgets the type variable where `isinstance` has narrowed it",
+    ),
+    Exemption(
+        "zuban",
+        "0.10.2",
+        "tests/types/usage/rejected/test_factories.py",
+        "test_a_partial_that_leaves_a_parameter",
+        "Scoped(partial(",
+        "takes a partial that is passed on to accept any arguments",
+    ),
 ]
 
 
@@ -166,7 +241,7 @@ def reports() -> Callable[[str], dict[str, dict[int, str]]]:
         if checker not in found:
             arguments, read = CHECKERS[checker]
             done = subprocess.run(  # noqa: S603  # our own words
-                [PYTHON, "-m", checker, *arguments],
+                [*command(checker), *arguments],
                 cwd=ROOT,
                 env=ENVIRONMENT,
                 capture_output=True,

@@ -1,6 +1,6 @@
 """The types, proved: what is accepted, and what every checker must reject.
 
-Each file here is both run by pytest and read by five checkers, as
+Each file here is both run by pytest and read by six checkers, as
 `tests/types/test_checkers.py` has it.
 A line `check(assert_type(x, T), T)` in `accepted` proves with one `T` what a checker
 infers and what is there at run time. A line in `rejected` that ends in a comment
