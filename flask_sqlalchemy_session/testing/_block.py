@@ -149,9 +149,8 @@ class _Block:
             "twophase": False,  # a transaction that is prepared can't be undone
         }
         with self._lock:
-            if self._ended:
-                raise _ended_meanwhile()
-            if made not in self._prepared:
+            # A thread that is late has a session as after the block.
+            if not self._ended and made not in self._prepared:
                 had = {
                     name: attributes[name] for name in replaced if name in attributes
                 }
@@ -170,7 +169,7 @@ class _Block:
             return bind
         with self._lock:
             if self._ended:
-                raise _ended_meanwhile()
+                return bind
             taken = (pool for one in self._shared for _, pool in one.pools)
             if not any(pool.is_beneath(bind.pool) for pool in taken):
                 self._take_over(bind)
@@ -318,8 +317,13 @@ class Isolation:
 
 def _engines_of(session: Isolatable) -> list[Engine]:
     """Return the engines that a `sessionmaker` names for its sessions."""
-    keywords = getattr(getattr(session, "session_factory", None), "kw", {})
-    named = [keywords.get("bind"), *(keywords.get("binds") or {}).values()]
+    keywords: dict[str, Any] = getattr(
+        getattr(session, "session_factory", None), "kw", {}
+    )
+    named: list[object] = [
+        keywords.get("bind"),
+        *(keywords.get("binds") or {}).values(),
+    ]
     return [
         bind.sync_engine if isinstance(bind, HasSyncEngine) else bind
         for bind in named
@@ -344,13 +348,6 @@ def _database_of(engine: Engine) -> tuple[object, ...] | None:
         database,
         url.username,
         frozenset(url.query.items()),
-    )
-
-
-def _ended_meanwhile() -> IsolationError:
-    return IsolationError(
-        "The isolate() block ended while this thread went on using its sessions. Wait "
-        "for the thread, 'thread.join()', before the block ends."
     )
 
 
@@ -415,9 +412,11 @@ def isolate(
 
     For the tests of an application: its views commit, on a real database, and each
     test leaves the database as it found it. What is committed in the block, in any
-    context and any request, is seen by the contexts that follow in it. No engine needs
-    naming: each is taken over when a session first reaches it, and given back at the
-    end. The tables have to be there before the block, or are rolled back with it.
+    context and any request, is seen by the contexts that follow in it. The engines that
+    a ``sessionmaker`` names are taken over when the block begins, others when they are
+    named here or a session first reaches them, and given back at the end. Engines with
+    equal URLs share one connection. The tables have to be there before the block, or
+    are rolled back with it.
 
     A pytest fixture::
 
@@ -459,11 +458,10 @@ def isolate(
       lost. Sessions that have only read end as they like.
     - an engine in AUTOCOMMIT keeps each statement, as it does otherwise, until the
       block ends.
-    - all that uses such an engine is isolated, once a session has reached it: its
-      ``connect()`` and ``begin()`` too.
+    - all that uses such an engine is isolated: its ``connect()`` and ``begin()`` too.
     - what the database does only at a real commit is not done: deferred constraints are
       not checked, notifications not sent. Sequences keep the numbers that they gave.
-      A database that commits by itself at DDL, as MySQL does, can't undo that.
+      What makes a database commit by itself, as DDL does in MySQL, is refused.
 
     A session made in the block and still open at its end is closed; it can be used
     again and is not isolated any more. One that was made before the block, in another
@@ -475,7 +473,8 @@ def isolate(
     block has ended, as views and ``app.ensure_sync`` see to. Tasks take turns.
 
     :param session: a :class:`.FlaskScopedSession` or :class:`.FlaskAsyncScopedSession`.
-    :param more: others, to be isolated in the same block.
+    :param more: others, to be isolated in the same block, and engines, sync or async,
+        that are used before a session reaches them.
     :return: the context manager, which is a decorator for plain functions too. It can
         be used again after the block.
     :raises TypeError: when it is given anything else.
@@ -485,7 +484,9 @@ def isolate(
     have to wait on an event loop. What can't be isolated raises an
     :exc:`IsolationError` where it is tried: a session bound to a connection from
     outside, a session that its factory returns in a transaction, a two-phase commit by
-    hand, a second event loop.
+    hand, a second event loop, an engine that was used in the block before a session
+    reached it, engines of one database with different drivers, a database without
+    savepoints, a connection that the server has ended.
     """
     engines = [
         one.sync_engine if isinstance(one, HasSyncEngine) else one

@@ -59,7 +59,8 @@ class StandInCursor:
     def _read(self, call: Any) -> Any:
         vars(self)["_rows"] = None
         result = call()
-        if self._reads_all and self._cursor.description is not None:
+        cursor: Any = self._cursor  # whose description is None where there are no rows
+        if self._reads_all and cursor.description is not None:
             vars(self)["_rows"] = deque(self._cursor.fetchall())
         return result
 
@@ -123,7 +124,7 @@ def watched_class(base: Any) -> Any:
         method = getattr(base, name)
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            text = args[0] if name == "execute" and args else name
+            text: Any = args[0] if name == "execute" and args else name
             if hasattr(text, "as_string"):
                 text = text.as_string(self)
             executing = partial(method, self, *args, **kwargs)

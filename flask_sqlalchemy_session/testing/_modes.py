@@ -45,7 +45,7 @@ def is_in_autocommit(driver: Any) -> bool:
     return value is True or value == 1
 
 
-def leave_autocommit(driver: Any) -> Callable[[], None]:
+def leave_autocommit(driver: Any) -> Callable[[], object]:
     """Let a driver begin transactions.
 
     :return: what puts it back in autocommit.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import NullPool, QueuePool, event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from sqlalchemy import Engine, Pool, PoolProxiedConnection
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -105,18 +105,18 @@ class SharedPool(NullPool):
             pooled.close()
 
     @contextmanager
-    def _unheard(self) -> Iterator[None]:
+    def _unheard(self) -> Generator[None]:
         # Tasks can be in here at the same time.
         if not self._in_use_unheard:
             self._heard = self.replaced.dispatch
-            self.replaced.dispatch = cast("Any", _Unheard(self._heard))
+            vars(self.replaced)["dispatch"] = _Unheard(self._heard)
         self._in_use_unheard += 1
         try:
             yield
         finally:
             self._in_use_unheard -= 1
             if not self._in_use_unheard:
-                self.replaced.dispatch = self._heard
+                vars(self.replaced)["dispatch"] = self._heard
 
     def hand_over(self) -> None:
         """Give the listeners that were set inside the block to the replaced pool."""

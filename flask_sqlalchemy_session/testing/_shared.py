@@ -157,6 +157,8 @@ class SharedConnection:
             except self._errors() as error:
                 if self.failed_with(error):
                     self.check()
+                with suppress(*self._errors()):
+                    self._on_end.close()
                 raise IsolationError(
                     f"{self.engine} can't be isolated: {self.dialect.name} refuses "
                     f"savepoints ({error}), which isolate() makes of the sessions' "
@@ -280,7 +282,7 @@ class SharedConnection:
         if (
             isinstance(error, self._errors())
             and self.broken is None
-            and self.dialect.is_disconnect(error, self.driver, None)
+            and self.dialect.is_disconnect(cast("Any", error), self.driver, None)
         ):
             self.broken = IsolationError(
                 f"The connection to {self.engine} was lost inside isolate(), and with "

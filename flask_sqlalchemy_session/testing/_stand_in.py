@@ -80,7 +80,7 @@ class StandIn:
         foreign: int
         marks: dict[str, int]
 
-    def __getattr__(self, name: str) -> Any:  # noqa: C901, PLR0911  # a table
+    def __getattr__(self, name: str) -> Any:  # noqa: C901, PLR0911, PLR0912  # a table
         driver = self.shared.driver
         value = getattr(driver, name)
         match name:
@@ -104,6 +104,8 @@ class StandIn:
                 return partial(self.run, "BEGIN", lambda: None)
             case "set_isolation_level":
                 return self._set_isolation_level
+            case _:
+                pass
         if name in _REFUSED:
             self.refuse_method(name)
         if self.shared.dialect.get_driver_connection(driver) is value:
@@ -156,6 +158,8 @@ class StandIn:
                             "Autocommit can't be switched on or off in a transaction. "
                             "Commit it or roll it back before."
                         )
+                    case _:
+                        pass
             self.mode = mode
 
     def _execute(self, name: str, *args: Any, **kwargs: Any) -> Any:

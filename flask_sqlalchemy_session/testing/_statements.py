@@ -137,7 +137,8 @@ class Statement:
             case [first, *rest]:
                 password = first == "SET" and rest[:1] == ["PASSWORD"]
                 return password or first in _MYSQL_COMMITS
-        return False
+            case _:
+                return False
 
     def needs_no_transaction(self) -> bool:
         """Tell whether a database executes it outside every transaction alone."""

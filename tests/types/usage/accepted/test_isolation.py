@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import Flask
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import sessionmaker
 from typing_extensions import assert_type
@@ -29,6 +30,10 @@ def test_it_takes_scoped_sessions_of_every_sort(session: Shop, app: Flask) -> No
     check(assert_type(isolate(session), Isolation), Isolation)
     check(assert_type(isolate(session, plain), Isolation), Isolation)
     check(assert_type(isolate(async_session, session), Isolation), Isolation)
+
+
+def test_it_takes_engines_after_them(session: Shop, engine: Engine) -> None:
+    check(assert_type(isolate(session, engine), Isolation), Isolation)
 
 
 def takes_any(session: Isolatable) -> Isolation:

@@ -1,0 +1,200 @@
+"""`isolate`: which engines it takes over, and in what state it gives them back."""
+
+from __future__ import annotations
+
+import threading
+import typing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import (
+    Engine,
+    create_engine,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+
+from flask_sqlalchemy_session import FlaskScopedSession
+from flask_sqlalchemy_session.testing import (
+    Isolatable,
+    Isolation,
+    IsolationError,
+    isolate,
+)
+from tests.support import Base, Held, User
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flask import Flask
+
+DRIVERS = [
+    "postgresql+psycopg",
+    "postgresql+pg8000",
+    "mariadb+pymysql",
+    "mariadb+mysqlconnector",
+]
+
+
+def stored(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return connection.scalars(select(func.count()).select_from(User)).one()
+
+
+def test_an_engine_that_a_sessionmaker_names_is_taken_over_at_the_beginning(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine
+) -> None:
+    with isolate(session):
+        with engine.begin() as connection:
+            connection.execute(insert(User).values(name="ann"))
+        with app.app_context():
+            assert session.scalars(select(User.name)).all() == ["ann"]
+    assert stored(engine) == 0
+
+
+def test_an_engine_can_be_named(app: Flask, engine: Engine) -> None:
+    session = FlaskScopedSession(lambda: Session(engine), app)
+    with isolate(session, engine), engine.begin() as connection:
+        connection.execute(insert(User).values(name="ann"))
+    assert stored(engine) == 0
+
+
+def test_an_engine_that_was_used_before_a_session_reached_it_is_refused(
+    app: Flask, engine: Engine
+) -> None:
+    session = FlaskScopedSession(lambda: Session(engine), app)
+    with isolate(session), app.app_context():
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        with pytest.raises(IsolationError, match=r"isolate\(session, engine\)"):
+            session.execute(text("SELECT 1"))
+
+
+def test_a_database_without_savepoints_is_told_so(app: Flask) -> None:
+    pytest.importorskip("duckdb_engine")
+    engine = create_engine("duckdb:///:memory:")
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    with (
+        isolate(session),
+        app.app_context(),
+        pytest.raises(IsolationError, match="refuses savepoints"),
+    ):
+        session.execute(text("SELECT 1"))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("drivername", DRIVERS)
+def test_a_connection_keeps_the_mode_that_a_listener_gave_it(
+    app: Flask, drivername: str, request: pytest.FixtureRequest
+) -> None:
+    server = "postgresql_url" if "postgresql" in drivername else "mariadb_url"
+    url = make_url(request.getfixturevalue(server)).set(drivername=drivername)
+    if drivername.endswith("pg8000") and url.query.get("host"):
+        url = url.set(query={"unix_sock": f"{url.query['host']}/.s.PGSQL.5432"})
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def _(connection: Any, _: object) -> None:
+        if callable(connection.autocommit):
+            connection.autocommit(True)
+        else:
+            connection.autocommit = True
+
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    with isolate(session), app.app_context():
+        session.execute(text("SELECT 1"))
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        get = getattr(driver, "get_autocommit", lambda: driver.autocommit)
+        assert get()
+    engine.dispose()
+
+
+def test_a_connection_that_the_server_ended_is_told_so(
+    app: Flask, postgresql_url: str
+) -> None:
+    engine = create_engine(postgresql_url)
+    held, pool = Held(engine), engine.pool
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    with pytest.raises(IsolationError, match="was lost"), isolate(session):  # noqa: PT012  # the end of the block
+        with app.app_context(), pytest.raises(DBAPIError):
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        with app.app_context(), pytest.raises(IsolationError, match="was lost"):
+            session.execute(text("SELECT 1"))
+    assert held.count == 0
+    assert engine.pool is pool
+    with app.app_context():
+        assert session.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+
+
+def test_a_select_that_writes_is_refused_where_it_can_not_be_undone(
+    app: Flask, postgresql_url: str
+) -> None:
+    engine = create_engine(postgresql_url)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE OR REPLACE FUNCTION add_user(name text) RETURNS void "
+                "LANGUAGE sql AS $$ INSERT INTO users (name) VALUES (name) $$"
+            )
+        )
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    other = FlaskScopedSession(sessionmaker(engine), app, name="other")
+    block = isolate(session, other)
+    with pytest.raises(IsolationError), block, app.app_context():  # noqa: PT012  # the end
+        session.execute(text("SELECT add_user('ann')"))
+        other.execute(insert(User).values(name="bob"))
+        other.commit()
+        with pytest.raises(IsolationError, match="rolled back"):
+            session.rollback()
+    Base.metadata.drop_all(engine)
+    with engine.begin() as connection:
+        connection.execute(text("DROP FUNCTION add_user"))
+    engine.dispose()
+
+
+def test_the_end_frees_the_object_while_threads_make_sessions(
+    app: Flask, tmp_path: Path
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/raced.sqlite3")
+    Base.metadata.create_all(engine)
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    stop = threading.Event()
+    pool = engine.pool
+
+    def make() -> None:
+        while not stop.is_set():
+            with app.app_context():
+                session()
+
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        with isolate(session), app.app_context():
+            session.add(User(name="ann"))
+            session.commit()
+        assert engine.pool is pool
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert stored(engine) == 0
+    engine.dispose()
+
+
+def test_the_types_can_be_asked_at_run_time(
+    session: FlaskScopedSession[Session],
+) -> None:
+    assert isinstance(session, Isolatable)
+    assert not isinstance(session.session_factory, Isolatable)
+    assert typing.get_type_hints(isolate)["return"] is Isolation
+    for method in (Isolation.__enter__, Isolation.__exit__, Isolation.__call__):
+        assert typing.get_type_hints(method)
