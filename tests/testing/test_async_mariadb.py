@@ -1,0 +1,53 @@
+"""`isolate` for async sessions on MariaDB's two async drivers."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+from flask_sqlalchemy_session.asyncio import (
+    FlaskAsyncScopedSession,
+    use_one_event_loop,
+)
+from flask_sqlalchemy_session.testing import isolate
+
+
+@pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
+def test_a_commit_is_seen_in_the_block_and_gone_after_it(
+    driver: str, mariadb_url: str
+) -> None:
+    pytest.importorskip(driver)
+    app = Flask("shop")
+    use_one_event_loop(app)
+    url = make_url(mariadb_url).set(drivername=f"mariadb+{driver}")
+    engine = create_async_engine(url)
+    session = FlaskAsyncScopedSession(async_sessionmaker(engine), app)
+
+    async def execute(*statements: str) -> None:
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+
+    async def use() -> int | None:
+        await session.execute(text("INSERT INTO counted VALUES (1)"))
+        await session.commit()
+        options = {"isolation_level": "AUTOCOMMIT"}
+        await session.connection(execution_options=options)
+        await session.execute(text("INSERT INTO counted VALUES (2)"))
+        await session.rollback()
+        return await count()
+
+    async def count() -> int | None:
+        number: int | None = await session.scalar(text("SELECT count(*) FROM counted"))
+        return number
+
+    run = app.ensure_sync
+    run(execute)("DROP TABLE IF EXISTS counted", "CREATE TABLE counted (id INTEGER)")
+    with isolate(session), app.app_context():
+        assert run(use)() == 2
+    with app.app_context():
+        assert run(count)() == 0
+    run(execute)("DROP TABLE counted")
+    run(engine.dispose)()
