@@ -14,45 +14,44 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet, ref
 
+import flask.globals
 from flask import Flask
 from flask.ctx import AppContext
 
 from ._context import find_context
 from ._scope import release
 
-_TEARDOWN = "do_teardown_appcontext"
+BEFORE_FLASK_3_2 = "request_ctx" in vars(flask.globals)
 
+_TEARDOWN = "do_teardown_appcontext"
 _ENDED = "_flask_sqlalchemy_session_ended"
 
 
 class _Popping(threading.local):
-    """The watched context that this thread pops, until its teardown has begun."""
+    """The watched context that this thread pops, until its teardown begins."""
 
     context: AppContext | None = None
 
 
 _popping = _Popping()
 _teardowns: WeakSet[Callable[..., None]] = WeakSet()
-_watched_classes: dict[type[AppContext], type[AppContext]] = {}
+
+_watched: dict[type[AppContext], type[AppContext]] = {}
+_watched_classes: set[type[AppContext]] = set()
 
 
 def watch(context: AppContext) -> None:
     """Let a context say when it is popped.
 
-    By its class, since a method of the instance's own would refer to the instance,
-    which only the collector could free then.
+    By its class, since a method of its own would refer to it, and only the collector
+    would free it then.
     """
     class_ = type(context)
-    watched = _watched_classes.get(class_)
-    if watched is None:
-        watched = _watched_classes[class_] = _watched_class(class_)
-        _watched_classes[watched] = watched
-    context.__class__ = watched
-
-
-def is_watched(context: AppContext) -> bool:
-    """Tell whether a context has had a session."""
-    return _watched_classes.get(type(context)) is type(context)
+    if class_ not in _watched_classes:
+        if class_ not in _watched:
+            _watched[class_] = _watched_class(class_)
+            _watched_classes.add(_watched[class_])
+        context.__class__ = _watched[class_]
 
 
 def has_ended(context: AppContext) -> bool:
@@ -62,7 +61,7 @@ def has_ended(context: AppContext) -> bool:
 
 
 def had_ended(context: AppContext) -> bool:
-    """Tell whether a watched context was torn down ever."""
+    """Tell whether a watched context was torn down, and perhaps pushed again."""
     return _ENDED in vars(context)
 
 
@@ -87,19 +86,24 @@ def _watched_class(class_: type[AppContext]) -> type[AppContext]:
     return type(class_.__name__, (class_,), {"push": push, "pop": pop})
 
 
+def _current_without_session() -> AppContext | None:
+    context = find_context()
+    return None if type(context) in _watched_classes else context
+
+
 def _end(context: AppContext | None) -> None:
-    if context is not None and is_watched(context):
+    if context is not None and type(context) in _watched_classes:
         vars(context)[_ENDED] = True
         release(context, through_owners=context is find_context())
 
 
 def end_if_missed(context: AppContext) -> None:
-    """End a context that Flask should have ended, and has not."""
+    """Release the sessions of a context that Flask should have torn down."""
     if not has_ended(context):
         _end(context)
 
 
-def end_with_contexts(app: Flask) -> None:
+def end_with_contexts(app: Flask) -> None:  # noqa: C901  # of the functions in it
     """Release the sessions of an application's contexts at the end of each.
 
     A teardown hook would not do: hooks run last registered first, those of the
@@ -108,30 +112,37 @@ def end_with_contexts(app: Flask) -> None:
     """
     if vars(app).get(_TEARDOWN) in _teardowns:
         return
-    teardown = _method_of(app, _TEARDOWN)
+    method: Any = getattr(app, _TEARDOWN)
+    # What is set on an application must not refer to it, or only the collector would
+    # free it. Copies of the application have it too, and ends of their own.
+    function = method.__func__ if getattr(method, "__self__", None) is app else None
     original = ref(app)
 
     def mine(app: Flask) -> bool:
-        # A copy of the application has its attributes, this function among them.
         return app is original() or vars(app).get(_TEARDOWN) is do_teardown_appcontext
 
+    def tear_down(app: Flask | None, *args: Any, **kwargs: Any) -> None:
+        if function is None:
+            method(*args, **kwargs)
+        else:
+            function(app, *args, **kwargs)
+
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-        told = args[0] if args and isinstance(args[0], AppContext) else None
-        context = told or _popping.context
-        _popping.context = None
-        if context is None:
-            # It has had no session so far. What is watched goes on.
-            context = find_context()
-            if context is not None and (is_watched(context) or not mine(context.app)):
+        context = _popping.context if BEFORE_FLASK_3_2 else args[0]
+        if context is not None:
+            _popping.context = None
+        else:
+            # It has had no session so far. What has had one goes on.
+            context = _current_without_session()
+            if context is not None and not mine(context.app):
                 context = None
-        app = original() if context is None else context.app
         try:
-            teardown(app, *args, **kwargs)
+            tear_down(context.app if context else original(), *args, **kwargs)
         except BaseException as error:
             try:
                 _end(context)
             except BaseException as another:
-                if told is None or sys.version_info < (3, 11):
+                if BEFORE_FLASK_3_2 or sys.version_info < (3, 11):
                     raise
                 raise BaseExceptionGroup(  # noqa: F821  # as Flask does from 3.11 on
                     "Errors during app teardown", [error, another]
@@ -141,19 +152,3 @@ def end_with_contexts(app: Flask) -> None:
 
     setattr(app, _TEARDOWN, do_teardown_appcontext)
     _teardowns.add(do_teardown_appcontext)
-
-
-def _method_of(app: Flask, name: str) -> Callable[..., None]:
-    """Return a method of an application's, to be called with the application.
-
-    What the application has refers to it, and it would not be freed without the
-    collector.
-    """
-    method: Any = getattr(app, name)
-    if getattr(method, "__self__", None) is app:
-        return method.__func__  # type: ignore[no-any-return]
-
-    def call(app: Flask, *args: Any, **kwargs: Any) -> None:
-        method(*args, **kwargs)
-
-    return call

@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any, Generic, Protocol
 
 from flask import Flask
+from flask.ctx import AppContext
 from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry
 from typing_extensions import TypeVar
@@ -14,14 +15,13 @@ from typing_extensions import TypeVar
 from ._context import (
     ScopeError,
     current_context,
-    find_context,
     get_context,
     owner_in,
     unproxied,
 )
 from ._ending import end_with_contexts, had_ended, watch
 from ._requests import give_requests_contexts
-from ._scope import Holder, scope_of
+from ._scope import LAST, Holder, scope_of
 
 T = TypeVar("T")
 
@@ -35,10 +35,6 @@ class Owner(Protocol):
 
 
 O = TypeVar("O", bound=Owner, default=Owner)  # noqa: E741  # short for the owner, as T is for the type
-
-
-# The holder that was made last in a context.
-_LAST = "_flask_sqlalchemy_session_last"
 
 
 def key_of(extension: str, name: str) -> str:
@@ -80,21 +76,19 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def is_open(self, session: T) -> bool:
         """Tell whether a session has a transaction, and so may have connections."""
-        return self.sync_session(session).in_transaction()
+        # Not what a test's fake answers to all that it is asked.
+        return self.sync_session(session).in_transaction() is True
 
     def release(self, session: T) -> None:
         """Let the owner remove the current context's session, at a teardown."""
         self.owner.remove()
 
     def __call__(self) -> T:
-        try:
-            holder: Holder = get_context().g.__dict__[self.key]
-            if holder.registry is self:
-                session: T = holder.session
-                return session
-        except (RuntimeError, KeyError, AttributeError):
-            pass
-        return self.open()
+        holder = self._find()
+        if holder is None:
+            return self.open()
+        session: T = holder.session
+        return session
 
     def open(self, **kw: object) -> T:
         """Make the current context's session.
@@ -102,9 +96,10 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         :raises ScopeError: when there is no context, or its application was not
             set up.
         """
-        scope = self._scope()
+        context = current_context()
+        scope = self._scope(context)
         session = self.make_session(**kw)
-        holder = self._holder(session)
+        holder = self._hold(session, context)
         # Atomic: of two threads that share the context, one keeps its session.
         kept: Holder = scope.setdefault(self.key, holder)
         if kept.registry is not self:  # closed, or the parent's in a forked child
@@ -119,11 +114,12 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def set(self, obj: T) -> None:
         """Give the current context a session. What it had is closed."""
-        scope = self._scope()
+        context = current_context()
+        scope = self._scope(context)
         holder = self._find()
         if holder is None or holder.session is not obj:
             self.clear()
-            scope[self.key] = self._holder(obj)
+            scope[self.key] = self._hold(obj, context)
 
     def clear(self) -> None:
         """Close the current context's session. The next use makes a new one."""
@@ -135,21 +131,19 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         """Make room for the next session, while the context still holds this one."""
         holder = self._find()
         if holder is not None:
-            holder.set_aside(vars(get_context().g))
+            holder.set_aside(get_context().g.__dict__)
         return holder
 
     def _find(self) -> Holder | None:
-        context = find_context()
-        if context is None:
+        try:
+            holder: Holder | None = get_context().g.__dict__.get(self.key)
+        except (RuntimeError, AttributeError):  # no context, or no room on its `g`
             return None
-        holder: Holder | None = getattr(context.g, "__dict__", {}).get(self.key)
         return None if holder is None or holder.registry is not self else holder
 
-    def _scope(self) -> dict[str, Any]:
-        context = current_context()
+    def _scope(self, context: AppContext) -> dict[str, Any]:
         class_ = type(self.owner).__name__
-        owner = owner_in(context, self.extension, self.name, class_)
-        if owner is not self.owner:
+        if owner_in(context, self.extension, self.name, class_) is not self.owner:
             raise ScopeError(
                 f"Flask application {context.app.name!r} has another session named "
                 f"{self.name!r}. Use that one, or set this one up under a name "
@@ -157,16 +151,11 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
             )
         return scope_of(context)
 
-    def _holder(self, session: T) -> Holder:
-        context = get_context()
+    def _hold(self, session: T, context: AppContext) -> Holder:
         watch(context)
-        scope = vars(context.g)
-        holder = scope[_LAST] = Holder(
-            self,
-            session,
-            context.app.name,
-            late=had_ended(context),
-            before=scope.get(_LAST),
+        scope = context.g.__dict__
+        holder = scope[LAST] = Holder(
+            self, session, context.app, had_ended(context), scope.get(LAST)
         )
         return holder
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import flask.globals
 from flask import Flask, has_app_context
 from flask.ctx import AppContext
 
 from ._context import get_context
-from ._ending import end_if_missed, has_ended
+from ._ending import BEFORE_FLASK_3_2, end_if_missed, has_ended
 
 if TYPE_CHECKING:
     from flask.ctx import RequestContext  # which Flask 3.2 warns of
@@ -35,7 +34,7 @@ _subclasses: dict[type[Any], type[Any]] = {}
 
 def give_requests_contexts(app: Flask) -> None:
     """Let each request of an application have a context that nobody left behind."""
-    if "request_ctx" in vars(flask.globals):
+    if BEFORE_FLASK_3_2:
         app.__class__ = _subclass(type(app), _application_methods)
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 from weakref import ref
 
+from flask import Flask
 from flask.ctx import AppContext
 from sqlalchemy.exc import IllegalStateChangeError
 
@@ -29,6 +30,9 @@ SECONDS_BETWEEN_ATTEMPTS = 0.01
 # A listener may use the session again each time that one is closed, and so for ever.
 _TURNS = 10
 _LAST_TURN = "_flask_sqlalchemy_session_last_turn"
+
+LAST = "_flask_sqlalchemy_session_last"
+"""Where a context has the holder that was made last, on its `g`."""
 
 
 class Registry(Protocol):
@@ -51,9 +55,11 @@ class Holder:
     session then, with a :exc:`ResourceWarning`.
     """
 
-    __slots__ = ("__weakref__", "app_name", "before", "late", "registry", "session")
+    __slots__ = ("__weakref__", "app", "before", "late", "registry", "session")
 
     before: Holder | None
+    """The context's one before this, for one warning to name them all."""
+
     registry: Registry | None
     """None once the session is closed, or another's to close."""
 
@@ -61,15 +67,13 @@ class Holder:
         self,
         registry: Registry,
         session: Any,
-        app_name: str,
-        *,
+        app: Flask,
         late: bool = False,
         before: Holder | None = None,
     ) -> None:
         self.session = session
-        self.app_name = app_name
+        self.app = app
         self.late = late
-        # The context's others, for one warning to name them all.
         while before is not None and before.registry is None:
             before = before.before
         self.before = before
@@ -92,9 +96,7 @@ class Holder:
             if scope.get(registry.key) is self:
                 del scope[registry.key]
 
-    def end(
-        self, scope: dict[str, Any], deadline: float, *, through_owner: bool
-    ) -> None:
+    def end(self, scope: dict[str, Any], *, through_owner: bool) -> None:
         """Let the owner remove the session, and close what that has not closed."""
         try:
             if through_owner and self.registry is not None:
@@ -102,21 +104,23 @@ class Holder:
         except IllegalStateChangeError:
             pass  # another thread is inside the session, which is waited for
         finally:
-            # A listener that uses the session meanwhile is given another one.
-            self.set_aside(scope)
-            self.close_by(deadline)
+            if self.registry is not None:
+                # A listener that uses the session meanwhile is given another one.
+                self.set_aside(scope)
+                self.close_when_idle(SECONDS_TO_WAIT)
 
-    def close_by(self, deadline: float, *, wait: bool = True) -> None:
-        """Close the session as soon as no other thread is inside it.
+    def close_when_idle(self, seconds: float, *, wait: bool = True) -> None:
+        """Close the session once no other thread is inside it.
 
-        After the deadline it is left to a thread of its own to wait for that.
+        After that time it is left to a thread of its own to wait for that.
         """
+        deadline = time.monotonic() + seconds
         while self.registry is not None:
             try:
                 self.close(wait=wait)
             except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
                 if time.monotonic() >= deadline:
-                    holder = Holder(self.registry, self.session, self.app_name)
+                    holder = Holder(self.registry, self.session, self.app)
                     start_new_thread(holder.close_at_last, ())
                     self.let_go()
                 else:
@@ -149,7 +153,7 @@ class Holder:
                 "had ended, and is closed when that thread lets go of it",
             )
         finally:
-            self.close_by(math.inf)
+            self.close_when_idle(math.inf)
 
     def __del__(self) -> None:
         if getattr(self, "registry", None) is None:  # an interrupt may have come first
@@ -168,7 +172,7 @@ class Holder:
             for holder in holders:
                 # A finaliser runs at any point of any thread, also of one that holds
                 # what another thread needs to go on.
-                stack.callback(holder.close_by, 0, wait=False)
+                stack.callback(holder.close_when_idle, 0, wait=False)
             _warn(
                 holders,
                 "was closed by the safety net, not by a teardown: it was made after "
@@ -184,7 +188,7 @@ class Holder:
 def _warn(holders: list[Holder], fact: str) -> None:
     names = ", ".join(repr(each.registry.name) for each in holders if each.registry)
     warnings.warn(
-        f"A session ({names}) of Flask application {holders[0].app_name!r} {fact}. "
+        f"A session ({names}) of Flask application {holders[0].app.name!r} {fact}. "
         "Give work that outlives a request a context of its own: 'with "
         "app.app_context():'.",
         ResourceWarning,
@@ -223,24 +227,20 @@ def release(context: AppContext, *, through_owners: bool) -> None:
         `remove` acts on.
     """
     scope = vars(context.g)
-    deadline = time.monotonic() + SECONDS_TO_WAIT
     errors: list[BaseException] = []
     for turn in range(_TURNS + 1):
-        holders = [
-            each
-            for each in list(scope.values())
-            if type(each) is Holder and each.registry is not None
-        ]
-        if not holders:
-            break
+        last = scope.get(LAST)
         if turn == _TURNS:
             scope[_LAST_TURN] = True
-        for holder in holders:
+        for holder in [each for each in list(scope.values()) if type(each) is Holder]:
             try:
-                holder.end(scope, deadline, through_owner=through_owners and not turn)
+                holder.end(scope, through_owner=through_owners and not turn)
             except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
                 errors.append(error)
-    scope.pop(_LAST_TURN, None)
+        if scope.get(LAST) is last:  # no listener made another
+            break
+    if turn == _TURNS:
+        scope.pop(_LAST_TURN, None)
     if errors:
         try:
             raise errors[0]

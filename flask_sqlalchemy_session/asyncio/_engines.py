@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from greenlet import getcurrent
 from sqlalchemy import Engine, event
 from sqlalchemy.util import await_only, greenlet_spawn
-from sqlalchemy.util.concurrency import in_greenlet
 
 from flask_sqlalchemy_session._fork import never_finalise
 
@@ -60,7 +60,7 @@ def _connect_apart(
     asyncio keeps those of the task that connects for as long as the connection
     lives: the application context, and all that is on its `g`.
     """
-    if not (dialect.is_async and in_greenlet()):
+    if not dialect.is_async or getcurrent().parent is None:
         return None
     _entries.add(entry)
     # The application's own listeners may need the context.
