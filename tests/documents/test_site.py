@@ -194,3 +194,31 @@ def test_the_first_screen_quotes_the_table_of_faults(page: str) -> None:
     (peers,) = {each for way, each in fork.items() if way != "this library"}
     assert f"{peers} with all three of them," in text
     assert f"{fork['this library'].removesuffix(' row stored')} here." in text
+
+
+TRUST = runpy.run_path(str(DOCS / "write_trust.py"))
+
+
+def test_the_run_of_the_tests_is_counted_by_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run.xml"
+    run.write_text(
+        """<testsuites><testsuite>
+        <testcase classname="tests.scope.test_scope" time="1" />
+        <testcase classname="tests.scope.test_fork" time="2"><skipped/></testcase>
+        <testcase classname="examples.users.test_users"><failure/></testcase>
+        </testsuite></testsuites>""",
+        encoding="utf-8",
+    )
+    counts = TRUST["count"](run)
+    assert tuple(counts["tests/scope"]) == (1, 0, 1, 3.0)
+    assert tuple(counts["examples"]) == (0, 1, 0, 0.0)
+    rows = TRUST["table_of"](counts).splitlines()
+    assert "| sessions and contexts | `tests/scope` | 1 | 0 | 1 |" in rows
+    assert "| **together** | | **1** | **1** | **1** |" in rows
+
+
+def test_each_folder_of_tests_is_on_the_page_of_trust() -> None:
+    folders = {
+        f"tests/{file.parent.name}" for file in DOCS.parent.glob("tests/*/test_*.py")
+    }
+    assert folders | {"examples"} == set(TRUST["SUBJECTS"])
