@@ -73,13 +73,15 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
 
     def pop(self: RequestContext, *args: Any, **kwargs: Any) -> None:
         pushed = _pushed(self)
-        first, _ = pushed[0]
-        if first is not None:
-            vars(first)[_LEFT] = True
-        own, given = pushed.pop()
+        own = given = None
         try:
+            first, _ = pushed[0]
+            if first is not None:
+                vars(first)[_LEFT] = True
+            own, given = pushed[-1]
             class_.pop(self, *args, **kwargs)
         finally:
+            pushed[-1:] = []
             if given is not None:
                 given.pop(*args, **kwargs)
             if own is not None:
