@@ -194,7 +194,8 @@ class AsyncSessionProxy(LocalProxy[AS]):
             self,
             registry: Callable[[], AS],
             owner: Callable[[], FlaskAsyncScopedSession[AS]],
-        ) -> None: ...
+        ) -> None:
+            super().__init__(registry)
 
     else:
         __await__ = __aiter__ = __anext__ = None  # which `LocalProxy` has for all
