@@ -239,8 +239,7 @@ def release(context: AppContext, *, through_owners: bool) -> None:
                 errors.append(error)
         if scope.get(LAST) is last:  # no listener made another
             break
-    if turn == _TURNS:
-        scope.pop(_LAST_TURN, None)
+    scope.pop(_LAST_TURN, None)
     if errors:
         try:
             raise errors[0]

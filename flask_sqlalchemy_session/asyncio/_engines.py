@@ -35,7 +35,7 @@ def leave_connections_to_parent() -> None:
     for entry in list(_entries):
         inherited.append(entry.dbapi_connection)
         # As SQLAlchemy's documentation has it for forked processes.
-        entry.dbapi_connection = None  # type: ignore[misc]  # an annotation that is no slot
+        entry.dbapi_connection = None  # type: ignore[misc]  # ty: ignore[missing-slot]  # a property, with an annotation
     for engine in list(_engines):
         inherited.append(engine.pool)
         engine.dispose(close=False)
@@ -64,7 +64,7 @@ def _connect_apart(
         return None
     _entries.add(entry)
     # The application's own listeners may need the context.
-    for listener in dialect.dispatch.do_connect:
+    for listener in dialect.dispatch.do_connect:  # ty: ignore[missing-union-attribute]  # it has every event's name
         if listener is not _connect_apart:
             connection: DBAPIConnection | None = listener(
                 dialect, entry, arguments, keywords
@@ -74,6 +74,6 @@ def _connect_apart(
 
     async def connect() -> DBAPIConnection:
         spawned = greenlet_spawn(partial(dialect.connect, *arguments, **keywords))
-        return await Context().run(asyncio.create_task, spawned)
+        return await Context().run(asyncio.create_task, spawned)  # ty: ignore[invalid-explicit-return]  # it does not infer the task's type
 
     return await_only(connect())

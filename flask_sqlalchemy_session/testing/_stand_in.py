@@ -6,7 +6,7 @@ import re
 import sqlite3
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from ._cursor import StandInCursor, watched_class
 from ._errors import IsolationError, has_ended
@@ -454,9 +454,11 @@ class StandIn:
         """Let what a driver executes beyond `execute` be a statement that changes."""
         if name.startswith(_EXECUTING) and callable(value):
             watched: Any = value
-            return lambda *args, **kw: self.run(  # type: ignore[return-value]  # the same to its caller
-                name, partial(watched, *args, **kw), whole=False
-            )
+
+            def run(*args: Any, **kw: Any) -> Any:
+                return self.run(name, partial(watched, *args, **kw), whole=False)
+
+            return cast("T", run)  # the same to its caller
         return value
 
     def count_as_writer(self) -> bool:
