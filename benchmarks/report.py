@@ -117,15 +117,26 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def _comparison(results: Results) -> str:
-    lines = []
+    """Return two tables, each narrow enough for a page: the peers, and the floors."""
+    peers, floors = [], []
     for row in ROWS:
         best = results.best_peer(row)
-        cells = [row]
-        for contestant in (OURS, *PEERS, *FLOORS):
-            cell = _amount(row, results.median(row, contestant))
-            cells.append(f"**{cell}**" if contestant in {OURS, best} else cell)
-        lines.append([*cells, f"{results.ratio(row, best).value:.2f}"])
-    return _table(["", OURS, *PEERS, *FLOORS, "to the best peer"], lines)
+        cells = {
+            contestant: _amount(row, results.median(row, contestant))
+            for contestant in (OURS, *PEERS, *FLOORS)
+        }
+        for contestant in (OURS, best):
+            cells[contestant] = f"**{cells[contestant]}**"
+        ratio = f"{results.ratio(row, best).value:.2f}"
+        peers.append([row, *(cells[each] for each in (OURS, *PEERS)), ratio])
+        floors.append([row, *(cells[each] for each in (OURS, *FLOORS))])
+    return "\n".join(
+        [
+            _table(["what", OURS, *PEERS, "to the best"], peers),
+            "The floors, of which neither looks for the current context:\n",
+            _table(["what", OURS, *FLOORS], floors),
+        ]
+    )
 
 
 def _amount(row: str, value: float | None) -> str:
@@ -147,11 +158,11 @@ def _goals(results: Results) -> str:
         ratio = results.ratio(row, other)
         met = "yes" if ratio.high <= 1 else "no" if ratio.low > 1 else "within noise"
         lines.append([f"{row}, to {other}", str(ratio), met])
-    return _table(["", "ratio", "at most 1"], lines)
+    return _table(["what", "ratio", "at most 1"], lines)
 
 
 def _interpreters(results: list[Results]) -> str:
-    header = ["", *(one.python.partition(" ")[0] for one in results)]
+    header = ["what", *(one.python.partition(" ")[0] for one in results)]
     lines = [
         [row, *(f"{one.ratio(row, one.best_peer(row)).value:.2f}" for one in results)]
         for row in ROWS
