@@ -21,6 +21,8 @@ from ._ending import BEFORE_FLASK_3_2, end_if_missed, has_ended
 if TYPE_CHECKING:
     from flask.ctx import RequestContext  # which Flask 3.2 warns of
 
+_PUSHED = "_flask_sqlalchemy_session_pushed"
+
 # On an application context whose request has been answered. What else finds it as the
 # current one is another request, or the rest of that one's streamed body.
 _LEFT = "_flask_sqlalchemy_session_left"
@@ -59,10 +61,12 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
 
 def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
     def push(self: RequestContext) -> None:
+        # One that is pushed again, as streaming does, finds its own context.
+        first = _PUSHED not in vars(self)
         pushed = _pushed(self)
         before = get_context() if has_app_context() else None
         given = None
-        if not pushed and before is not None and _is_left(before, self.app):
+        if first and before is not None and _is_left(before, self.app):
             given = self.app.app_context()
             given.push()
         try:
@@ -91,7 +95,7 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
 
 
 def _pushed(context: RequestContext) -> list[_Pushed]:
-    pushed: list[_Pushed] = vars(context).setdefault("_flask_sqlalchemy_session", [])
+    pushed: list[_Pushed] = vars(context).setdefault(_PUSHED, [])
     return pushed
 
 

@@ -50,24 +50,27 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
         return session
 
     def close_session(self, session: S, *, wait: bool = True) -> None:
-        for attempt in range(1, _ATTEMPTS + 1):
-            transaction = session.get_transaction()
+        self._close(session)
+        for attempt in range(1, _ATTEMPTS if self.is_open(session) else 0):
             autobegin = session.autobegin
+            session.autobegin = autobegin and attempt < _ATTEMPTS - 1
             try:
-                session.autobegin = autobegin and attempt < _ATTEMPTS
-                session.close()
-            except IllegalStateChangeError:
-                raise  # another thread is about to begin or to end the transaction
-            except BaseException:
-                # It stopped at the first connection that failed. The others would stay
-                # checked out, in a transaction, until they are collected.
-                if transaction is not None:
-                    close_transaction(transaction)
-                raise
+                self._close(session)
             finally:
                 session.autobegin = autobegin
-            if not self.is_open(session):
-                break
+
+    def _close(self, session: S) -> None:
+        transaction = session.get_transaction()
+        try:
+            session.close()
+        except IllegalStateChangeError:
+            raise  # another thread is about to begin or to end the transaction
+        except BaseException:
+            # It stopped at the first connection that failed. The others would stay
+            # checked out, in a transaction, until they are collected.
+            if transaction is not None:
+                close_transaction(transaction)
+            raise
 
 
 def close_transaction(transaction: SessionTransaction) -> None:

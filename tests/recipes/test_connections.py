@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from flask_sqlalchemy_session import current_session
-from flask_sqlalchemy_session.testing import isolate
+from flask_sqlalchemy_session.testing import IsolationError, isolate
 from tests.documents.test_documents import ROOT
 from tests.support import Held, User
 
@@ -224,15 +224,18 @@ class TestReadsThatCannotWrite:
                 page.current_session.commit()
         assert engine.pool.status().startswith("Pool size: 5  Connections in pool: 1")
 
-    def test_inside_isolate_both_share_a_connection_that_can_write(
+    def test_inside_isolate_both_share_a_connection_and_a_write_is_refused(
         self, page: ModuleType
     ) -> None:
-        both = isolate(page.session, page.reading)
-        with both, page.app.app_context():
-            page.current_session.add(User(name="ann"))
-            page.current_session.commit()
-            assert page.current_reading.scalars(select(User.name)).all() == ["ann"]
-            page.current_reading.execute(update(User).values(name="bob"))
+        def write_where_reads_are_allowed() -> None:
+            with isolate(page.session, page.reading), page.app.app_context():
+                page.current_session.add(User(name="ann"))
+                page.current_session.commit()
+                assert page.current_reading.scalars(select(User.name)).all() == ["ann"]
+                page.current_reading.execute(update(User).values(name="bob"))
+
+        with pytest.raises(IsolationError, match="read only"):
+            write_where_reads_are_allowed()
 
     def test_a_listener_before_the_flush_misses_what_does_not_flush(
         self, page: ModuleType, engine: Engine

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from flask import Flask, stream_with_context
-from sqlalchemy import func, select
+from flask import Flask, g, stream_with_context
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
@@ -204,3 +204,20 @@ def test_a_request_in_a_live_context_shares_its_session_all_the_same(
         assert session() is seen.sessions[0]
         assert held.count == 1
     assert held.count == 0
+
+
+def test_a_streamed_body_keeps_its_views_g(
+    app: Flask, session: FlaskScopedSession[Session]
+) -> None:
+    @app.get("/")
+    def stream() -> Iterator[str]:
+        g.mark = "the view's"
+        session.execute(text("SELECT 1"))
+
+        def body() -> Iterator[str]:
+            session.execute(text("SELECT 1"))
+            yield g.mark
+
+        return stream_with_context(body())
+
+    assert app.test_client().get("/").text == "the view's"
