@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from flask import Flask, current_app, g, request
 from flask.globals import app_ctx
-from sqlalchemy import event, text
+from sqlalchemy import AsyncAdaptedQueuePool, event, text
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.util import greenlet_spawn
@@ -43,7 +43,8 @@ def app() -> Flask:
 @pytest.fixture
 def fresh(async_engine: AsyncEngine) -> Iterator[AsyncEngine]:
     """An engine that has not connected yet."""
-    engine = create_async_engine(async_engine.url)
+    # The default, for files of SQLite too since SQLAlchemy 2.0.38.
+    engine = create_async_engine(async_engine.url, poolclass=AsyncAdaptedQueuePool)
     yield engine
     run(engine.dispose)
 
