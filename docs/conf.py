@@ -31,8 +31,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     # asgiref's documentation has no reference.
     ("py:class", r"asgiref\.wsgi\.WsgiToAsgi"),
-    # A protocol that stands for an `AsyncEngine`, and has no page.
-    ("py:class", r"flask_sqlalchemy_session\.testing\._block\.HasSyncEngine"),
     # Type variables have no place to lead to.
     ("py:class", r"(flask_sqlalchemy_session\.[\w.]+\.)?_?(P|R|T|A?S(_co)?)"),
 ]

@@ -1,10 +1,10 @@
 """Rollback isolation for an application's tests."""
 
-from ._block import Isolatable, Isolation, isolate
+from ._block import HasSyncEngine, Isolatable, Isolation, isolate
 from ._errors import IsolationError
 
-__all__ = ["Isolatable", "Isolation", "IsolationError", "isolate"]
+__all__ = ["HasSyncEngine", "Isolatable", "Isolation", "IsolationError", "isolate"]
 
-for _public in (Isolatable, Isolation, isolate):
+for _public in (HasSyncEngine, Isolatable, Isolation, isolate):
     _public.__module__ = __name__
 del _public

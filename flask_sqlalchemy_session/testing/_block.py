@@ -324,13 +324,18 @@ def _engines_of(session: Isolatable) -> list[Engine]:
         keywords.get("bind"),
         *(keywords.get("binds") or {}).values(),
     ]
-    return [
-        bind.sync_engine if isinstance(bind, HasSyncEngine) else bind
-        for bind in named
-        # A connection is for the session to be refused.
-        if isinstance(bind, (Engine, HasSyncEngine))
-        and not hasattr(bind, "sync_connection")
-    ]
+    return [engine for engine in map(_engine_of, named) if engine is not None]
+
+
+def _engine_of(bind: object) -> Engine | None:
+    """Return the engine that a bind is, sync or async, if it is one."""
+    # A scoped session object that is asked for what it lacks makes a session.
+    if issubclass(type(bind), ContextScoped):
+        return None
+    # A connection is for the session to be refused.
+    if isinstance(bind, HasSyncEngine) and not hasattr(bind, "sync_connection"):
+        return bind.sync_engine
+    return bind if isinstance(bind, Engine) else None
 
 
 def _database_of(engine: Engine) -> tuple[object, ...] | None:
@@ -488,10 +493,12 @@ def isolate(
     reached it, engines of one database with different drivers, a database without
     savepoints, a connection that the server has ended.
     """
-    engines = [
-        one.sync_engine if isinstance(one, HasSyncEngine) else one
-        for one in more
-        if isinstance(one, (Engine, HasSyncEngine))
-    ]
-    sessions = [one for one in more if not isinstance(one, (Engine, HasSyncEngine))]
-    return Isolation([session, *sessions], engines)
+    engines: list[Engine] = []
+    sessions = [session]
+    for one in more:
+        engine = _engine_of(one)
+        if engine is None:
+            sessions.append(cast("Isolatable", one))  # or is refused
+        else:
+            engines.append(engine)
+    return Isolation(sessions, engines)

@@ -103,6 +103,7 @@ def test_what_is_looked_up_is_there() -> None:
         "asyncio.ForwardingAsyncScopedSession.run_sync",
         "asyncio.ForwardingAsyncScopedSession.sync_session",
         "asyncio.use_one_event_loop",
+        "testing.HasSyncEngine.sync_engine",
         "testing.Isolatable.remove",
         "testing.Isolation.__call__",
         "testing.isolate",
