@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from typing import TYPE_CHECKING
 
 from flask import Flask
@@ -56,3 +58,17 @@ async def settle() -> None:
     if tasks:
         _, running = await asyncio.wait(tasks, timeout=10)
         assert not running
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def collect() -> None:
+    """Collect garbage, an open connection of aiosqlite's perhaps.
+
+    Up to Python 3.11 that would make the main thread a loop, which nobody closes.
+    """
+    in_a_thread(gc.collect)

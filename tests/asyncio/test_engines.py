@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
-import threading
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlalchemy.util import greenlet_spawn
 
 from flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession, use_one_event_loop
-from tests.async_support import async_url, run, settle
+from tests.async_support import async_url, collect, in_a_thread, run, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -116,12 +114,9 @@ def test_an_abandoned_context_that_opened_the_connection_is_reclaimed(
         app.test_request_context().push()
         app.ensure_sync(view)()
 
-    thread = threading.Thread(target=leave)
-    thread.start()
-    thread.join()
+    in_a_thread(leave)
     assert fresh.pool.status().endswith("out connections: 1")
-    del thread
-    gc.collect()
+    collect()
     run(settle)
     assert kept[0]() is None
     assert fresh.pool.status().endswith("out connections: 0")

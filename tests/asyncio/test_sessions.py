@@ -33,7 +33,7 @@ from flask_sqlalchemy_session.asyncio import (
     flask_async_scoped_session,
     use_one_event_loop,
 )
-from tests.async_support import run, wait_until
+from tests.async_support import collect, in_a_thread, run, wait_until
 from tests.support import Held, User
 
 if TYPE_CHECKING:
@@ -564,13 +564,9 @@ def test_a_context_that_is_never_popped_gives_its_connection_back(
         app.ensure_sync(count_users)()
 
     with warns_unraisably():
-        thread = threading.Thread(target=leave)
-        thread.start()
-        thread.join()
-        del thread
-        gc.collect()
+        in_a_thread(leave)
+        collect()
     wait_until(lambda: async_engine.pool.status().endswith("out connections: 0"))
-    gc.collect()
 
 
 def test_a_task_that_outlived_its_view_is_told_to_have_a_context_of_its_own(
