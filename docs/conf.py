@@ -44,6 +44,8 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
+templates_path = ["_templates"]
+html_use_index = False  # the page of the API has all of its names
 pygments_dark_style = "github-dark"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
