@@ -12,8 +12,10 @@ from .measure import (
     CURVES,
     GROWN,
     MEMORY,
+    POSTGRESQL,
     PROXY,
     ROWS,
+    SQLITE,
     UNTOUCHED,
     name,
 )
@@ -186,28 +188,33 @@ def _growth(results: Results, row: str) -> str:
 
 
 def chart(results: Results) -> str:
-    """Draw what each row costs as a multiple of the best peer by context, as SVG."""
-    scale, left, height = 200, 330, 22
-    parts = []
-    for number, row in enumerate(ROWS):
-        best = results.best_peer(row)
-        y = number * height + 16
-        ratio = results.ratio(row, best).value
-        width = min(ratio, 2) * scale
-        label = row.replace("`", "")
-        parts.append(
-            f'<text x="{left - 8}" y="{y}" text-anchor="end">{label}</text>'
-            f'<rect x="{left}" y="{y - 12}" width="{width:.0f}" height="16"/>'
-            f'<text x="{left + 4}" y="{y}">{ratio:.2f}</text>'
-            f'<text x="{left + 2 * scale + 8}" y="{y}">{best}</text>'
-        )
-    bottom = len(ROWS) * height + 8
+    """Draw what a request costs with each contestant, the least first, as SVG."""
+    left, scale, height = 195, 180, 22
+    parts: list[str] = []
+    y = 20
+    for row in (POSTGRESQL, SQLITE):
+        costs = {
+            contestant: results.median(row, contestant) or 0
+            for contestant in (OURS, *PEERS, *FLOORS)
+        }
+        most = max(costs.values())
+        parts.append(f'<text class="head" x="0" y="{y}">{row}</text>')
+        for contestant, cost in sorted(costs.items(), key=lambda item: item[1]):
+            y += height
+            width = round(cost / most * scale)
+            colour = "session" if contestant == OURS else "other"
+            parts.append(
+                f'<text x="{left - 8}" y="{y}" text-anchor="end">{contestant}</text>'
+                f'<rect class="{colour}" x="{left}" y="{y - 12}" width="{width}" '
+                f'height="15"/><text x="{left + width + 6}" y="{y}">'
+                f"{_amount(row, cost)}</text>"
+            )
+        y += 2 * height
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {bottom + 20}" '
-        'font-family="sans-serif" font-size="13" fill="#777">\n'
-        "<style>rect { fill: #a9c7e8 } line { stroke: #777 }</style>\n"
+        f'<svg class="figure narrow" xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 440 {y - height}" role="img" aria-labelledby="costs-title" '
+        'font-family="system-ui, sans-serif" font-size="14">\n'
+        '<title id="costs-title">What a request costs with each library</title>\n'
         + "\n".join(parts)
-        + f'\n<line x1="{left + scale}" x2="{left + scale}" y1="0" y2="{bottom}"/>\n'
-        f'<text x="{left + scale}" y="{bottom + 14}" text-anchor="middle">'
-        "1 = the best peer by context, named at the right</text>\n</svg>\n"
+        + "\n</svg>\n"
     )
