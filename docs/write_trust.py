@@ -83,8 +83,8 @@ def table_of(counts: dict[str, Count]) -> str:
     python = ".".join(map(str, sys.version_info[:3]))
     return (
         "\n".join(rows)
-        + f"\n\nOne run, of {seconds / 60:.0f} minutes, with {versions} and Python "
-        f"{python}.\n"
+        + f"\n\nWith {versions} and Python {python}. One after the other, these tests "
+        f"take {seconds / 60:.0f} minutes.\n"
     )
 
 
