@@ -24,7 +24,11 @@ pytestmark = pytest.mark.documents
 BROWSER = Path(__file__).parent / "browser"
 CHROMIUM = which("chromium")
 NODE = which("node")
-SEARCHES = {"QueuePool limit": "operations", "DetachedInstanceError": "operations"}
+SEARCHES = {
+    "QueuePool limit": "operations",
+    "DetachedInstanceError": "operations",
+    "no session named": "errors",
+}
 # Where a page is wrong, this one has each mistake that is looked for.
 WRONG = """<!DOCTYPE html><html lang="en"><title>Wrong</title><body><article>
 <table style="width: 3000px"><tr><td>wide</td></tr></table>
