@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     if request.param == "sqlite+aiosqlite":
-        return URL.create(request.param, database=str(tmp_path / "users.sqlite3"))
+        # Writers wait for each other, on a busy machine for longer than five seconds.
+        database = str(tmp_path / "users.sqlite3")
+        return URL.create(request.param, database=database, query={"timeout": "60"})
     url = make_url(request.getfixturevalue("postgresql_url"))
     return url.set(drivername=request.param)
 

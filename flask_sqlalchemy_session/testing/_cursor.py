@@ -61,7 +61,9 @@ class StandInCursor:
         result = call()
         cursor: Any = self._cursor  # whose description is None where there are no rows
         if self._reads_all and cursor.description is not None:
-            vars(self)["_rows"] = deque(self._cursor.fetchall())
+            # One by one: asyncpg's server-side cursor fetches all only after the first,
+            # up to SQLAlchemy 2.0.22.
+            vars(self)["_rows"] = deque(iter(self._cursor.fetchone, None))
         return result
 
     def _result(self, result: object) -> object:

@@ -291,7 +291,7 @@ def processes(database: Engine) -> dict[str, int]:
         "application_name LIKE 'ledger-%' GROUP BY 1"
     )
     with database.connect() as connection:
-        return dict(connection.execute(query).all())
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def wait_until_idle(database: Engine) -> None:
