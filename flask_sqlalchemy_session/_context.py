@@ -44,7 +44,7 @@ def find_context() -> AppContext | None:
         return None
 
 
-def owner_in(context: AppContext, extension: str, name: str, class_: str) -> object:
+def owner_in(context: AppContext, extension: str, name: str, class_: type) -> object:
     """Return what a context's application has under a name.
 
     :raises ScopeError: when it has nothing under that name.
@@ -56,7 +56,7 @@ def owner_in(context: AppContext, extension: str, name: str, class_: str) -> obj
         keyword = "" if name == "default" else f", name={name!r}"
         raise ScopeError(
             f"Flask application {app.name!r} has no session named {name!r}. Set one up "
-            f"with '{class_}(session_factory, app{keyword})', or with "
+            f"with '{class_.__name__}(session_factory, app{keyword})', or with "
             "'session.init_app(app)' in an application factory."
         ) from None
 

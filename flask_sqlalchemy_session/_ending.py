@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
+from types import new_class
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -35,40 +37,47 @@ class _Popping(threading.local):
 
 _popping = _Popping()
 _teardowns: WeakSet[Callable[..., None]] = WeakSet()
+_subclasses: dict[type[Any], type[Any]] = {}
 
-_watched: dict[type[AppContext], type[AppContext]] = {}
-_watched_classes: set[type[AppContext]] = set()
+
+def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> Any:
+    """Return a class's subclass with other methods, the same each time.
+
+    What is made is its own subclass. An object is given it as its class, since a method
+    of its own would refer to it, and only the collector would free it then.
+    """
+    made = _subclasses.get(class_)
+    if made is None:
+        names = {name: vars(class_).get(name) for name in ("__module__", "__doc__")}
+        members = {**names, **methods(class_)}
+        new = new_class(
+            class_.__name__, (class_,), {}, lambda body: body.update(members)
+        )
+        made = _subclasses.setdefault(class_, new)
+        _subclasses[made] = made
+    return made
 
 
 def watch(context: AppContext) -> None:
-    """Let a context say when it is popped.
-
-    By its class, since a method of its own would refer to it, and only the collector
-    would free it then.
-    """
+    """Let a context say when it is popped."""
     class_ = type(context)
-    if class_ not in _watched_classes:
-        if class_ not in _watched:
-            _watched[class_] = _watched_class(class_)
-            _watched_classes.add(_watched[class_])
-        context.__class__ = _watched[class_]
+    watched = _subclasses.get(class_) or subclass(class_, _context_methods)
+    if watched is not class_:
+        context.__class__ = watched
+
+
+def _is_watched(context: AppContext | None) -> bool:
+    return _subclasses.get(type(context)) is type(context)
 
 
 def has_ended(context: AppContext) -> bool:
     """Tell whether a watched context was torn down, and not pushed again since."""
-    ended: bool = vars(context).get(_ENDED, False)
-    return ended
-
-
-def had_ended(context: AppContext) -> bool:
-    """Tell whether a watched context was torn down, and perhaps pushed again."""
     return _ENDED in vars(context)
 
 
-def _watched_class(class_: type[AppContext]) -> type[AppContext]:
+def _context_methods(class_: type[AppContext]) -> dict[str, object]:
     def push(self: AppContext) -> None:
-        if _ENDED in vars(self):
-            vars(self)[_ENDED] = False
+        vars(self).pop(_ENDED, None)
         class_.push(self)
 
     def pop(self: AppContext, *args: Any, **kwargs: Any) -> None:
@@ -83,27 +92,22 @@ def _watched_class(class_: type[AppContext]) -> type[AppContext]:
         finally:
             _popping.context = None
 
-    return type(class_.__name__, (class_,), {"push": push, "pop": pop})
-
-
-def _current_without_session() -> AppContext | None:
-    context = find_context()
-    return None if type(context) in _watched_classes else context
+    return {"push": push, "pop": pop}
 
 
 def _end(context: AppContext | None) -> None:
-    if context is not None and type(context) in _watched_classes:
+    if context is not None and _is_watched(context):
         vars(context)[_ENDED] = True
         release(context, through_owners=context is find_context())
 
 
-def end_if_missed(context: AppContext) -> None:
-    """Release the sessions of a context that Flask should have torn down."""
-    if not has_ended(context):
-        _end(context)
+def _call_without_app(
+    function: Callable[..., None], _: Flask | None, *args: Any, **kwargs: Any
+) -> None:
+    function(*args, **kwargs)
 
 
-def end_with_contexts(app: Flask) -> None:  # noqa: C901  # of the functions in it
+def end_with_contexts(app: Flask) -> None:
     """Release the sessions of an application's contexts at the end of each.
 
     A teardown hook would not do: hooks run last registered first, those of the
@@ -112,41 +116,37 @@ def end_with_contexts(app: Flask) -> None:  # noqa: C901  # of the functions in 
     """
     if vars(app).get(_TEARDOWN) in _teardowns:
         return
-    method: Any = getattr(app, _TEARDOWN)
     # What is set on an application must not refer to it, or only the collector would
     # free it. Copies of the application have it too, and ends of their own.
-    function = method.__func__ if getattr(method, "__self__", None) is app else None
     original = ref(app)
+    method: Any = getattr(app, _TEARDOWN)
+    is_its = getattr(method, "__self__", None) is app
+    tear_down: Callable[..., None] = (
+        method.__func__ if is_its else partial(_call_without_app, method)
+    )
 
-    def mine(app: Flask) -> bool:
+    def is_mine(app: Flask) -> bool:
         return app is original() or vars(app).get(_TEARDOWN) is do_teardown_appcontext
-
-    def tear_down(app: Flask | None, *args: Any, **kwargs: Any) -> None:
-        if function is None:
-            method(*args, **kwargs)
-        else:
-            function(app, *args, **kwargs)
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         context = _popping.context if BEFORE_FLASK_3_2 else args[0]
         if context is not None:
             _popping.context = None
         else:
-            # It has had no session so far. What has had one goes on.
-            context = _current_without_session()
-            if context is not None and not mine(context.app):
-                context = None
+            # It has had no session so far. One that has had a session goes on.
+            current = find_context()
+            if current and not _is_watched(current) and is_mine(current.app):
+                context = current
         try:
             tear_down(context.app if context else original(), *args, **kwargs)
         except BaseException as error:
             try:
                 _end(context)
             except BaseException as another:
-                if BEFORE_FLASK_3_2 or sys.version_info < (3, 11):
-                    raise
-                raise BaseExceptionGroup(  # noqa: F821  # as Flask does from 3.11 on
-                    "Errors during app teardown", [error, another]
-                ) from None
+                if sys.version_info >= (3, 11) and not BEFORE_FLASK_3_2:
+                    message = "Errors during app teardown"  # Flask's own
+                    raise BaseExceptionGroup(message, [error, another]) from None  # noqa: F821  # 3.11
+                raise
             raise
         _end(context)
 

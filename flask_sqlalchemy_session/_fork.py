@@ -19,8 +19,10 @@ class Inheritable(Protocol):
     def leave_to_parent(self) -> object: ...
 
 
-live: dict[int, ref[Inheritable]] = {}
-"""What is open in this process, by `id`, until it is closed or dropped."""
+live: set[ref[Inheritable]] = set()
+"""What may be open in this process, until it is dropped."""
+
+forget = live.discard
 
 _held: dict[int, list[Inheritable]] = {}
 _never_finalised: list[object] = []
@@ -46,7 +48,7 @@ def never_finalise(objects: list[object]) -> None:
 
 def _hold() -> None:
     """Keep what is open from a collection in the child before its turn has come."""
-    _held[get_ident()] = [each for open_ in list(live.values()) if (each := open_())]
+    _held[get_ident()] = [each for open_ in list(live) if (each := open_())]
 
 
 def _drop() -> None:
@@ -55,7 +57,7 @@ def _drop() -> None:
 
 def _leave_to_parent() -> None:
     global _pid  # noqa: PLW0603  # what it tells is the process's
-    inherited = [each.leave_to_parent() for open_ in live.values() if (each := open_())]
+    inherited = [each.leave_to_parent() for open_ in live if (each := open_())]
     live.clear()
     _held.clear()
     _pid = os.getpid()

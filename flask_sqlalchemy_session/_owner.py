@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import ScopedRegistry
 
+from ._context import current_context
 from ._registry import ContextRegistry
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class ContextScoped(Generic[T]):
                 "can't pass keyword arguments to the factory. Pass them on first "
                 "use, or call session.remove() before."
             )
-        return self._registry.open(**kw)
+        return self._registry.open(current_context(), **kw)
 
     # Hidden from type checkers, to which either would make any name acceptable.
     if not TYPE_CHECKING:

@@ -23,7 +23,7 @@ _OWN_NAMES = OWN_NAMES | _SCOPED
 def _default() -> FlaskScopedSession[Session]:
     return cast(
         "FlaskScopedSession[Session]",  # all that `init_app` puts there
-        owner_in(current_context(), EXTENSION, "default", FlaskScopedSession.__name__),
+        owner_in(current_context(), EXTENSION, "default", FlaskScopedSession),
     )
 
 

@@ -19,9 +19,9 @@ from ._context import (
     owner_in,
     unproxied,
 )
-from ._ending import end_with_contexts, had_ended, watch
+from ._ending import end_with_contexts, watch
 from ._requests import give_requests_contexts
-from ._scope import LAST, Holder, scope_of
+from ._scope import Holder, hold, scope_of
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def key_of(extension: str, name: str) -> str:
 class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
     """Keeps a scoped session object's session on the current context."""
 
-    __slots__ = ("closing", "extension", "key", "name", "owner", "prepare")
+    __slots__ = ("extension", "key", "name", "owner", "prepare")
 
     prepare: Callable[[T], None] | None
     """Is given each session before its first use, while tests isolate them."""
@@ -56,7 +56,6 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         self.extension = extension
         self.name = name
         self.key = key_of(extension, name)
-        self.closing = f"{self.key} closing"
         self.prepare = None
 
     def make_session(self, **kw: object) -> T:
@@ -76,88 +75,79 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def is_open(self, session: T) -> bool:
         """Tell whether a session has a transaction, and so may have connections."""
-        # Not what a test's fake answers to all that it is asked.
-        return self.sync_session(session).in_transaction() is True
+        raise NotImplementedError
 
     def release(self, session: T) -> None:
         """Let the owner remove the current context's session, at a teardown."""
         self.owner.remove()
 
     def __call__(self) -> T:
-        holder = self._find()
-        if holder is None:
-            return self.open()
+        try:
+            context = get_context()
+            holder: Holder | None = context.g.__dict__.get(self.key)
+        except (RuntimeError, AttributeError):  # of which `open` tells more
+            context, holder = current_context(), None
+        if holder is None or holder.registry is not self:
+            return self.open(context)
         session: T = holder.session
         return session
 
-    def open(self, **kw: object) -> T:
-        """Make the current context's session.
-
-        :raises ScopeError: when there is no context, or its application was not
-            set up.
-        """
-        context = current_context()
-        scope = self._scope(context)
-        session = self.make_session(**kw)
-        holder = self._hold(session, context)
-        # Atomic: of two threads that share the context, one keeps its session.
-        kept: Holder = scope.setdefault(self.key, holder)
-        if kept.registry is not self:  # closed, or the parent's in a forked child
-            scope[self.key] = kept = holder
-        if kept is not holder:
-            holder.close()
-            session = kept.session
-        return session
-
-    def has(self) -> bool:
-        return self._find() is not None
-
-    def set(self, obj: T) -> None:
-        """Give the current context a session. What it had is closed."""
-        context = current_context()
-        scope = self._scope(context)
-        holder = self._find()
-        if holder is None or holder.session is not obj:
-            self.clear()
-            scope[self.key] = self._hold(obj, context)
-
-    def clear(self) -> None:
-        """Close the current context's session. The next use makes a new one."""
-        holder = self.set_aside()
-        if holder is not None:
-            holder.close()
-
-    def set_aside(self) -> Holder | None:
-        """Make room for the next session, while the context still holds this one."""
-        holder = self._find()
-        if holder is not None:
-            holder.set_aside(get_context().g.__dict__)
-        return holder
-
-    def _find(self) -> Holder | None:
+    def holder(self) -> Holder | None:
+        """Return what holds the current context's session, if it was made."""
         try:
             holder: Holder | None = get_context().g.__dict__.get(self.key)
         except (RuntimeError, AttributeError):  # no context, or no room on its `g`
             return None
         return None if holder is None or holder.registry is not self else holder
 
+    def open(self, context: AppContext, /, **kw: object) -> T:
+        """Make a context's session.
+
+        :raises ScopeError: when its application was not set up, or no more sessions can
+            be made there.
+        """
+        scope = self._scope(context)
+        session = self.make_session(**kw)
+        watch(context)
+        holder = hold(self, session, context.app, scope)
+        # Atomic: of two threads that share the context, one keeps its session.
+        kept: Holder = scope.setdefault(self.key, holder)
+        if kept is not holder:
+            if kept.registry is self:
+                holder.close()
+                session = kept.session
+            else:
+                scope[self.key] = holder
+        return session
+
+    def has(self) -> bool:
+        return self.holder() is not None
+
+    def set(self, obj: T) -> None:
+        """Give the current context a session. What it had is closed."""
+        context = current_context()
+        scope = self._scope(context)
+        holder = self.holder()
+        if holder is None or holder.session is not obj:
+            self.clear()
+            watch(context)
+            scope[self.key] = hold(self, obj, context.app, scope)
+
+    def clear(self) -> None:
+        """Close the current context's session. The next use makes a new one."""
+        holder = self.holder()
+        if holder is not None:
+            holder.close()
+
     def _scope(self, context: AppContext) -> dict[str, Any]:
-        class_ = type(self.owner).__name__
-        if owner_in(context, self.extension, self.name, class_) is not self.owner:
+        owner = self.owner
+        if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
                 f"Flask application {context.app.name!r} has another session named "
                 f"{self.name!r}. Use that one, or set this one up under a name "
-                f"of its own: '{class_}(session_factory, app, name=...)'."
+                f"of its own: '{type(owner).__name__}(session_factory, app, name=...)'."
             )
         return scope_of(context)
-
-    def _hold(self, session: T, context: AppContext) -> Holder:
-        watch(context)
-        scope = context.g.__dict__
-        holder = scope[LAST] = Holder(
-            self, session, context.app, had_ended(context), scope.get(LAST)
-        )
-        return holder
 
 
 _registering = Lock()

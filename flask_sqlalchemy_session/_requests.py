@@ -12,92 +12,64 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, has_app_context
+from flask import Flask, Response, has_app_context
 from flask.ctx import AppContext
 
 from ._context import get_context
-from ._ending import BEFORE_FLASK_3_2, end_if_missed, has_ended
+from ._ending import BEFORE_FLASK_3_2, has_ended, subclass
 
 if TYPE_CHECKING:
     from flask.ctx import RequestContext  # which Flask 3.2 warns of
 
-_PUSHED = "_flask_sqlalchemy_session_pushed"
-
-# On an application context whose request has been answered. What else finds it as the
-# current one is another request, or the rest of that one's streamed body.
-_LEFT = "_flask_sqlalchemy_session_left"
-
-# For each time that a request context was pushed: the application context that came
-# with it, and the one that it was given here.
-_Pushed = tuple[AppContext | None, AppContext | None]
-
-_subclasses: dict[type[Any], type[Any]] = {}
+# On an application context: how many requests share it that are not answered yet, and
+# that its own request was answered. What finds it as the current one after that is
+# another request, or the rest of a streamed body.
+_SHARED = "_flask_sqlalchemy_session_shared"
+_ANSWERED = "_flask_sqlalchemy_session_answered"
 
 
 def give_requests_contexts(app: Flask) -> None:
     """Let each request of an application have a context that nobody left behind."""
     if BEFORE_FLASK_3_2:
-        app.__class__ = _subclass(type(app), _application_methods)
+        app.__class__ = subclass(type(app), _application_methods)
 
 
-def _subclass(class_: type[Any], methods: Any) -> type[Any]:
-    """Return a class's subclass with other methods, the same each time."""
-    subclass = _subclasses.get(class_)
-    if subclass is None:
-        names = {name: vars(class_).get(name) for name in ("__module__", "__doc__")}
-        subclass = type(class_.__name__, (class_,), {**names, **methods(class_)})
-        _subclasses[class_] = _subclasses.setdefault(subclass, subclass)
-    return subclass
+class _Unshared:
+    """A request's application, until the request has pushed a context of its own.
+
+    Flask lets a request share the current context if that is of the same application.
+    """
+
+    def __init__(self, request: RequestContext) -> None:
+        self.request = request
+        self.app = request.app
+
+    def app_context(self) -> AppContext:
+        self.request.app = self.app
+        return self.app.app_context()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.app, name)
 
 
 def _application_methods(class_: type[Flask]) -> dict[str, object]:
     def request_context(self: Flask, environ: Any) -> RequestContext:
-        context = class_.request_context(self, environ)
-        context.__class__ = _subclass(type(context), _request_methods)
-        return context
+        request = class_.request_context(self, environ)
+        if has_app_context():
+            context = get_context()
+            if context.app is self:
+                if _ANSWERED in vars(context) or has_ended(context):
+                    vars(request)["app"] = _Unshared(request)
+                else:
+                    vars(context)[_SHARED] = vars(context).get(_SHARED, 0) + 1
+        return request
 
-    return {"request_context": request_context}
+    def process_response(self: Flask, response: Response) -> Response:
+        marks = vars(get_context())
+        if marks.get(_SHARED):
+            marks[_SHARED] -= 1
+        else:
+            marks[_ANSWERED] = True
+        return class_.process_response(self, response)
 
-
-def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
-    def push(self: RequestContext) -> None:
-        # One that is pushed again, as streaming does, finds its own context.
-        first = _PUSHED not in vars(self)
-        pushed = _pushed(self)
-        before = get_context() if has_app_context() else None
-        given = None
-        if first and before is not None and _is_left(before, self.app):
-            given = self.app.app_context()
-            given.push()
-        try:
-            class_.push(self)
-        finally:
-            after = get_context() if has_app_context() else None
-            pushed.append((None if after is before else after, given))
-
-    def pop(self: RequestContext, *args: Any, **kwargs: Any) -> None:
-        pushed = _pushed(self)
-        own = given = None
-        try:
-            first, _ = pushed[0]
-            if first is not None:
-                vars(first)[_LEFT] = True
-            own, given = pushed[-1]
-            class_.pop(self, *args, **kwargs)
-        finally:
-            pushed[-1:] = []
-            if given is not None:
-                given.pop(*args, **kwargs)
-            if own is not None:
-                end_if_missed(own)
-
-    return {"push": push, "pop": pop}
-
-
-def _pushed(context: RequestContext) -> list[_Pushed]:
-    pushed: list[_Pushed] = vars(context).setdefault(_PUSHED, [])
-    return pushed
-
-
-def _is_left(context: AppContext, app: Flask) -> bool:
-    return context.app is app and (_LEFT in vars(context) or has_ended(context))
+    return {"request_context": request_context, "process_response": process_response}

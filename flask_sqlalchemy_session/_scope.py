@@ -11,7 +11,8 @@ import math
 import time
 import warnings
 from _thread import start_new_thread
-from contextlib import ExitStack
+from collections.abc import Collection
+from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 from weakref import ref
 
@@ -20,7 +21,7 @@ from flask.ctx import AppContext
 from sqlalchemy.exc import IllegalStateChangeError
 
 from ._context import ScopeError
-from ._fork import in_unprepared_child, live, never_finalise
+from ._fork import forget, in_unprepared_child, live, never_finalise
 
 SECONDS_TO_WAIT = 1.0
 """How long the end of a context waits for threads that are inside its sessions."""
@@ -29,74 +30,68 @@ SECONDS_BETWEEN_ATTEMPTS = 0.01
 
 # A listener may use the session again each time that one is closed, and so for ever.
 _TURNS = 10
-_LAST_TURN = "_flask_sqlalchemy_session_last_turn"
 
-LAST = "_flask_sqlalchemy_session_last"
-"""Where a context has the holder that was made last, on its `g`."""
+_FIRST = "_flask_sqlalchemy_session_first"
+_OTHERS = "_flask_sqlalchemy_session_others"
+_RELEASED = "_flask_sqlalchemy_session_released"
+_SEALED = "_flask_sqlalchemy_session_sealed"
 
 
 class Registry(Protocol):
     """A scoped session object's registry, as the end of a context sees it."""
 
     key: str
-    closing: str
+    name: str
 
-    @property
-    def name(self) -> str: ...
     def release(self, session: Any) -> None: ...
     def close_session(self, session: Any, *, wait: bool = True) -> None: ...
     def is_open(self, session: Any) -> bool: ...
 
 
 class Holder:
-    """Holds one session for one context, on the context's ``g``, until it is closed.
+    """Holds one session for one context, until it is closed.
 
-    A holder that is dropped before that was missed by every teardown. It closes its
-    session then, with a :exc:`ResourceWarning`.
+    A context's `g` has the last one of each registry under the registry's key, and the
+    first of all under a key of its own. The first knows the others.
     """
 
-    __slots__ = ("__weakref__", "app", "before", "late", "registry", "session")
-
-    before: Holder | None
-    """The context's one before this, for one warning to name them all."""
+    __slots__ = (
+        "__weakref__",
+        "app",
+        "closer",
+        "late",
+        "others",
+        "registry",
+        "session",
+    )
 
     registry: Registry | None
-    """None once the session is closed, or another's to close."""
+    """Whose uses find the session: None once they are to make another one."""
+
+    closer: Registry | None
+    """What closes the session: None once it is closed, or another's to close."""
 
     def __init__(
-        self,
-        registry: Registry,
-        session: Any,
-        app: Flask,
-        late: bool = False,
-        before: Holder | None = None,
+        self, registry: Registry, session: Any, app: Flask, late: bool = False
     ) -> None:
         self.session = session
         self.app = app
         self.late = late
-        while before is not None and before.registry is None:
-            before = before.before
-        self.before = before
-        live[id(self)] = ref(self)
-        self.registry = registry
-
-    def let_go(self) -> None:
-        self.registry = None
-        live.pop(id(self), None)
+        self.others: Collection[Holder] = ()
+        live.add(ref(self, forget))
+        self.registry = self.closer = registry
 
     def leave_to_parent(self) -> object:
-        self.registry = None
+        self.registry = self.closer = None
         return self.session
 
-    def set_aside(self, scope: dict[str, Any]) -> None:
-        """Make room for the next session, while the context still holds this one."""
-        registry = self.registry
-        if registry is not None:
-            scope[registry.closing] = self
-            if scope.get(registry.key) is self:
-                del scope[registry.key]
+    def unclosed(self) -> list[Holder]:
+        """Return this holder and the others that it knows, if they are to be closed."""
+        if not self.others:
+            return [] if self.closer is None else [self]
+        return [each for each in (self, *self.others) if each.closer is not None]
 
-    def end(self, scope: dict[str, Any], *, through_owner: bool) -> None:
+    def end(self, *, through_owner: bool) -> None:
         """Let the owner remove the session, and close what that has not closed."""
         try:
             if through_owner and self.registry is not None:
@@ -104,9 +99,7 @@ class Holder:
         except IllegalStateChangeError:
             pass  # another thread is inside the session, which is waited for
         finally:
-            if self.registry is not None:
-                # A listener that uses the session meanwhile is given another one.
-                self.set_aside(scope)
+            if self.closer is not None:
                 self.close_when_idle(SECONDS_TO_WAIT)
 
     def close_when_idle(self, seconds: float, *, wait: bool = True) -> None:
@@ -115,14 +108,14 @@ class Holder:
         After that time it is left to a thread of its own to wait for that.
         """
         deadline = time.monotonic() + seconds
-        while self.registry is not None:
+        while self.closer is not None:
             try:
                 self.close(wait=wait)
             except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
                 if time.monotonic() >= deadline:
-                    holder = Holder(self.registry, self.session, self.app)
+                    holder = Holder(self.closer, self.session, self.app)
                     start_new_thread(holder.close_at_last, ())
-                    self.let_go()
+                    self.closer = None
                 else:
                     time.sleep(SECONDS_BETWEEN_ATTEMPTS)
 
@@ -133,17 +126,19 @@ class Holder:
             stays held.
         :raises BaseException: what closing raised. Every connection was given back.
         """
-        registry = self.registry
-        if registry is None:
+        closer = self.closer
+        if closer is None:
             return
+        # A listener that uses the session meanwhile is given another one.
+        self.registry = None
         try:
-            registry.close_session(self.session, wait=wait)
+            closer.close_session(self.session, wait=wait)
         except BaseException:
             # An interrupt may have come before anything was closed.
-            if not registry.is_open(self.session):
-                self.let_go()
+            if not closer.is_open(self.session):
+                self.closer = None
             raise
-        self.let_go()
+        self.closer = None
 
     def close_at_last(self) -> None:
         try:
@@ -156,20 +151,18 @@ class Holder:
             self.close_when_idle(math.inf)
 
     def __del__(self) -> None:
-        if getattr(self, "registry", None) is None:  # an interrupt may have come first
+        """Close what every teardown missed, with a :exc:`ResourceWarning`."""
+        try:
+            holders = self.unclosed()
+        except AttributeError:  # an interrupt came before
             return
-        # The last goes first, as it refers to the others.
-        holders: list[Holder] = []
-        holder: Holder | None = self
-        while holder is not None:
-            if holder.registry is not None:
-                holders.insert(0, holder)
-            holder = holder.before
+        if not holders:
+            return
         if in_unprepared_child():
             never_finalise([holder.session for holder in holders])
             return
         with ExitStack() as stack:
-            for holder in holders:
+            for holder in reversed(holders):
                 # A finaliser runs at any point of any thread, also of one that holds
                 # what another thread needs to go on.
                 stack.callback(holder.close_when_idle, 0, wait=False)
@@ -178,7 +171,7 @@ class Holder:
                 "was closed by the safety net, not by a teardown: it was made after "
                 "the context's teardown, by a thread that inherited the context or in "
                 "a context that was pushed again and not popped"
-                if self.late
+                if holders[0].late
                 else "was closed by the safety net, not by a teardown: the context "
                 "was never popped, its 'g' was cleared, or the session was first used "
                 "after the teardown, by a thread that inherited the context",
@@ -186,7 +179,7 @@ class Holder:
 
 
 def _warn(holders: list[Holder], fact: str) -> None:
-    names = ", ".join(repr(each.registry.name) for each in holders if each.registry)
+    names = ", ".join(repr(each.closer.name) for each in holders if each.closer)
     warnings.warn(
         f"A session ({names}) of Flask application {holders[0].app.name!r} {fact}. "
         "Give work that outlives a request a context of its own: 'with "
@@ -197,21 +190,35 @@ def _warn(holders: list[Holder], fact: str) -> None:
     )
 
 
+def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
+    """Let a context hold a session, which no use of it finds yet."""
+    holder = Holder(registry, session, app, _RELEASED in scope)
+    first: Holder = scope.setdefault(_FIRST, holder)
+    if first is not holder:
+        # Each step is atomic, as threads that share the context may do the same.
+        first.others = others = scope.setdefault(_OTHERS, [])
+        others.append(holder)
+        for each in [each for each in others if each.closer is None]:
+            with suppress(ValueError):
+                others.remove(each)
+    return holder
+
+
 def scope_of(context: AppContext) -> dict[str, Any]:
     """Return where a context's holders are, among what else is on its `g`.
 
     :raises ScopeError: when no more sessions can be made there.
     """
     try:
-        scope = vars(context.g)
-    except TypeError:
+        scope = context.g.__dict__
+    except AttributeError:
         raise ScopeError(
             f"The sessions of a context live on its 'g', but {type(context.g)!r}, the "
             f"'app_ctx_globals_class' of Flask application {context.app.name!r}, "
             "has no room for them. Take away its '__slots__', or give it a "
             "'__dict__' slot."
         ) from None
-    if _LAST_TURN in scope:
+    if _SEALED in scope:
         raise ScopeError(
             f"A context of Flask application {context.app.name!r} ends, and each time "
             "its session was closed it was used again: by a listener of that event, "
@@ -226,20 +233,24 @@ def release(context: AppContext, *, through_owners: bool) -> None:
     :param through_owners: whether the context is the current one, which the owners'
         `remove` acts on.
     """
-    scope = vars(context.g)
+    scope = context.g.__dict__
+    first: Holder | None = scope.get(_FIRST)
+    if first is None:
+        return
     errors: list[BaseException] = []
-    for turn in range(_TURNS + 1):
-        last = scope.get(LAST)
+    turn = 0
+    while turn <= _TURNS and (holders := first.unclosed()):
         if turn == _TURNS:
-            scope[_LAST_TURN] = True
-        for holder in [each for each in list(scope.values()) if type(each) is Holder]:
+            scope[_SEALED] = True
+        for holder in holders:
             try:
-                holder.end(scope, through_owner=through_owners and not turn)
+                holder.end(through_owner=through_owners and not turn)
             except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
                 errors.append(error)
-        if scope.get(LAST) is last:  # no listener made another
-            break
-    scope.pop(_LAST_TURN, None)
+        turn += 1
+    scope[_RELEASED] = True
+    if turn > _TURNS:
+        del scope[_SEALED]
     if errors:
         try:
             raise errors[0]

@@ -14,9 +14,7 @@ from ._session import EXTENSION, AsyncSessionProxy, FlaskAsyncScopedSession
 def _default() -> FlaskAsyncScopedSession[AsyncSession]:
     return cast(
         "FlaskAsyncScopedSession[AsyncSession]",  # all that `init_app` puts there
-        owner_in(
-            current_context(), EXTENSION, "default", FlaskAsyncScopedSession.__name__
-        ),
+        owner_in(current_context(), EXTENSION, "default", FlaskAsyncScopedSession),
     )
 
 

@@ -143,6 +143,10 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
     def sync_session(self, session: AS) -> Session:
         return session.sync_session
 
+    def is_open(self, session: AS) -> bool:
+        # Not what a test's fake answers to all that it is asked.
+        return session.in_transaction() is True
+
     def set(self, obj: AS) -> None:
         self._settle(obj)
         super().set(obj)
@@ -169,10 +173,10 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
 @at_end.append
 def _close_abandoned() -> None:
-    for each in list(live.values()):
+    for each in list(live):
         holder = each()
         if isinstance(holder, Holder) and isinstance(
-            holder.registry, AsyncSessionRegistry
+            holder.closer, AsyncSessionRegistry
         ):
             holder.close(wait=False)
 
@@ -324,13 +328,14 @@ class FlaskAsyncScopedSession(
         Whatever closing raises is raised, after every connection of the session was
         given back.
         """
-        holder = self._registry.set_aside()
+        holder = self._registry.holder()
         if holder is not None:
+            holder.registry = None
             try:
                 await _close(holder.session)
             finally:
                 if not self._registry.is_open(holder.session):
-                    holder.let_go()
+                    holder.closer = None
 
 
 flask_async_scoped_session = FlaskAsyncScopedSession
