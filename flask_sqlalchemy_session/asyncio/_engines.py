@@ -14,38 +14,45 @@ from weakref import WeakSet
 
 from greenlet import getcurrent
 from sqlalchemy import Engine, event
+from sqlalchemy.engine import AdaptedConnection
+from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from flask_sqlalchemy_session._fork import never_finalise
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-_engines: WeakSet[Engine] = WeakSet()
-# Also what no engine above tells of: `raw_connection()`, or a copy of an engine, with
-# options of its own, that is gone.
+# What pools have of connections. No event of the engine's tells of one that would not
+# cost each statement of every sync engine something, too.
 _entries: WeakSet[ConnectionPoolEntry] = WeakSet()
+_checked_out: WeakSet[PoolProxiedConnection] = WeakSet()
 
 
 def leave_connections_to_parent() -> None:
     """Let a forked child make connections of its own, on every async engine."""
-    inherited: list[object] = []
+    inherited: list[object] = [entry.dbapi_connection for entry in _entries]
+    for connection in list(_checked_out):
+        connection.detach()  # the pool has room for another
     for entry in list(_entries):
-        inherited.append(entry.dbapi_connection)
         # As SQLAlchemy's documentation has it for forked processes.
         entry.dbapi_connection = None  # type: ignore[misc]  # ty: ignore[missing-slot]  # a property, with an annotation
-    for engine in list(_engines):
-        inherited.append(engine.pool)
-        engine.dispose(close=False)
     never_finalise(inherited)
 
 
-@event.listens_for(Engine, "engine_connect")
-def _note(connection: Connection) -> None:
-    if connection.dialect.is_async:
-        _engines.add(connection.engine)
+@event.listens_for(Pool, "connect")
+def _note(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    if isinstance(connection, AdaptedConnection):
+        _entries.add(entry)
+
+
+@event.listens_for(Pool, "checkout")
+def _note_use(
+    connection: DBAPIConnection, entry: object, proxied: PoolProxiedConnection
+) -> None:
+    if isinstance(connection, AdaptedConnection):
+        _checked_out.add(proxied)
 
 
 @event.listens_for(Engine, "do_connect", insert=True)
@@ -62,7 +69,6 @@ def _connect_apart(
     """
     if not dialect.is_async or getcurrent().parent is None:
         return None
-    _entries.add(entry)
     # The application's own listeners may need the context.
     for listener in dialect.dispatch.do_connect:  # ty: ignore[missing-union-attribute]  # it has every event's name
         if listener is not _connect_apart:
