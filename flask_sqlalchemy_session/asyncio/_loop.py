@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from functools import partial, wraps
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask
 from typing_extensions import ParamSpec
@@ -18,13 +19,8 @@ from flask_sqlalchemy_session._context import find_context, unproxied
 from flask_sqlalchemy_session._ending import has_ended, watch
 from flask_sqlalchemy_session._fork import never_finalise
 
-from ._calls import RunningLoop, scheduled
+from ._calls import call, scheduled
 from ._engines import leave_connections_to_parent
-
-try:
-    from asgiref.sync import SyncToAsync
-except ImportError:  # no server reaches the application through asgiref, then
-    SyncToAsync = None  # type: ignore[assignment,misc]  # the name is the check
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -45,83 +41,69 @@ class EventLoopThread:
     as long as the connection pools do.
     """
 
+    loop: asyncio.AbstractEventLoop | None = None
+    thread: threading.Thread | None = None
+
     def __init__(self) -> None:
         self._starting = threading.Lock()
         self._ended = False
-        self._running: RunningLoop | None = None
-        self._thread: threading.Thread | None = None
 
-    def running(self) -> RunningLoop | None:
+    def started(self) -> asyncio.AbstractEventLoop | None:
         """Return the loop, started if this is its first use, until the process ends."""
         if self._ended:
             return None
-        if self._running is None:
+        if self.loop is None:
             with self._starting:
-                if self._running is None:
+                if self.loop is None:
                     # The loop keeps the context variables that it was made with.
-                    self._running = Context().run(self._start)
-        return self._running
+                    self.loop = Context().run(self._start)
+        return self.loop
 
-    def _start(self) -> RunningLoop:
+    def _start(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
-        started = threading.Event()
-        loop.call_soon(started.set)
-        self._thread = threading.Thread(
-            target=_run, args=(loop,), name=__name__, daemon=True
+        self.thread = threading.Thread(
+            target=self._run, args=(loop,), name=__name__, daemon=True
         )
-        self._thread.start()
-        started.wait()
-        assert self._thread.ident is not None
-        return RunningLoop(loop, self._thread.ident)
+        self.thread.start()
+        return loop
 
-    def if_running(self) -> RunningLoop | None:
-        """Return the loop, if it was started."""
-        return self._running
+    def is_here(self) -> bool:
+        """Tell whether the calling thread is the one that runs the loop."""
+        return self.thread is not None and self.thread.ident == threading.get_ident()
 
     def stop(self) -> None:
         """Cancel what runs, and end the loop."""
-        if self._running is not None and self._thread is not None:
-            self._ended = True
-            loop = self._running.loop
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join(_SECONDS_TO_END)
+        self._ended = True
+        if self.loop is not None and self.thread is not None:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(_SECONDS_TO_END)
 
-
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    while not _run_until_stopped(loop):
-        pass
-    try:
-        loop.run_until_complete(_end())
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        while not self._ended:
+            try:
+                loop.run_forever()
+            except BaseException as error:  # noqa: BLE001, PERF203  # an exit that a task raised is not every view's
+                loop.call_exception_handler(
+                    {"message": "A task raised an exit", "exception": error}
+                )
+        loop.run_until_complete(_end(loop))
         loop.close()
-
-
-def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> bool:
-    """Run a loop, and tell whether it was stopped, not broken out of."""
-    try:
-        loop.run_forever()
-    except BaseException as error:  # noqa: BLE001  # an exit that a task raised is not every view's
-        loop.call_exception_handler(
-            {"message": "A task raised an exit", "exception": error}
-        )
-        return False
-    return True
 
 
 at_end: list[Callable[[], None]] = []
 """What is called on the loop when the process ends, to schedule what is left to do."""
 
 
-async def _end() -> None:
+async def _end(loop: asyncio.AbstractEventLoop) -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()} - scheduled
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     for function in at_end:
         function()
-    await asyncio.gather(*scheduled)
+    await asyncio.gather(*scheduled, return_exceptions=True)
+    await loop.shutdown_asyncgens()
 
 
 _shared = EventLoopThread()
@@ -139,45 +121,41 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_start_anew)
 
 
-@atexit.register
-def _stop() -> None:
-    _shared.stop()
+atexit.register(lambda: _shared.stop())  # noqa: PLW0108  # the one that there is then
 
 
-def _server_loop() -> RunningLoop | None:
+def _server_loop() -> asyncio.AbstractEventLoop | None:
     """Return the loop of the server that called this thread through asgiref."""
-    if SyncToAsync is None:
-        return None
-    # What asgiref sets in the threads that it calls, and goes by itself.
-    caller = SyncToAsync.threadlocal
+    # What it sets in the threads that it calls, if it was imported, and goes by itself.
+    class_ = getattr(sys.modules.get("asgiref.sync"), "SyncToAsync", None)
+    caller: Any = getattr(class_, "threadlocal", None)
     if getattr(caller, "main_event_loop_pid", None) != os.getpid():
         return None
-    running = RunningLoop(caller.main_event_loop, None)
-    return None if running.has_ended() else running
+    loop: asyncio.AbstractEventLoop = caller.main_event_loop
+    return loop if loop.is_running() else None
 
 
-def current_loop() -> RunningLoop | None:
-    """Return the loop that async views run on when this thread calls them.
-
-    There is none any more when the process ends, but for what that loop itself does.
-    """
-    return _server_loop() or _shared.running() or loop_that_runs_here()
-
-
-def loop_that_runs_here() -> RunningLoop | None:
+def loop_that_runs_here() -> asyncio.AbstractEventLoop | None:
     """Return the loop that runs the calling thread, if one does."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return None
-    shared = _shared.if_running()
-    if shared is not None and shared.loop is loop:
-        return shared
-    return RunningLoop(loop, threading.get_ident())
+    # Under gevent a thread is a greenlet, and asyncio, which asks the operating
+    # system's thread, would take every greenlet for the loop's.
+    return None if loop is _shared.loop and not _shared.is_here() else loop
+
+
+def current_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the loop that async views run on when this thread calls them.
+
+    There is none any more when the process ends, but for what that loop itself does.
+    """
+    return _server_loop() or _shared.started() or loop_that_runs_here()
 
 
 # Of the call that a task was started in: emptied when that has returned.
-_call: ContextVar[list[None] | None] = ContextVar("_call", default=None)
+_running: ContextVar[list[None]] = ContextVar("_running")
 
 
 def is_left_behind(context: AppContext) -> bool:
@@ -185,7 +163,7 @@ def is_left_behind(context: AppContext) -> bool:
 
     A task of an earlier hook's may prepare what the view awaits.
     """
-    return _call.get() == [] and has_ended(context)
+    return not _running.get([None]) and has_ended(context)
 
 
 class _OneLoop:
@@ -200,13 +178,13 @@ class _OneLoop:
         self, function: Callable[P, Coroutine[object, object, T]]
     ) -> Callable[P, T]:
         async def tracked(*args: P.args, **kwargs: P.kwargs) -> T:
-            call = [None]
-            token = _call.set(call)
+            running: list[None] = [None]
+            token = _running.set(running)
             try:
                 return await function(*args, **kwargs)
             finally:
-                call.clear()
-                _call.reset(token)  # the caller is no task of this call's
+                running.clear()
+                _running.reset(token)  # the caller is no task of this call's
 
         @wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -216,21 +194,21 @@ class _OneLoop:
             if _server_loop() is not None:
                 result: T = self.below_a_server(tracked)(*args, **kwargs)
                 return result
-            running = _shared.running()
-            if running is None:
+            loop = _shared.started()
+            if loop is None:
                 raise RuntimeError(
                     f"{function!r} was called after the event loop of async views had "
                     "ended, as it does where the process ends. 'atexit' runs last what "
                     "was registered first: register what calls it after 'import "
                     "flask_sqlalchemy_session.asyncio'."
                 )
-            if running.is_here():
+            if loop is loop_that_runs_here():
                 raise RuntimeError(
                     f"{function!r} was called through "
                     "'app.async_to_sync' or 'app.ensure_sync' on the event loop that "
                     "would have to run it while it waits. Await it instead."
                 )
-            return running.call(partial(tracked, *args, **kwargs))
+            return call(loop, partial(tracked, *args, **kwargs))
 
         return run
 
@@ -257,13 +235,10 @@ def use_one_event_loop(app: Flask) -> None:
     :param app: the application.
     """
     app = unproxied(app)
-    if not _is_one_loop(app.async_to_sync):
+    method: object = app.async_to_sync
+    if not isinstance(method, _OneLoop):
         # Documented as the place to change how the application runs async views.
         setattr(app, "async_to_sync", _OneLoop(app))  # noqa: B010  # a method, for type checkers
-
-
-def _is_one_loop(bridge: object) -> bool:
-    return isinstance(bridge, _OneLoop)
 
 
 def has_lasting_loop(app: Flask) -> bool:

@@ -18,14 +18,10 @@ def _default() -> FlaskAsyncScopedSession[AsyncSession]:
     )
 
 
-def _default_session() -> AsyncSession:
-    return _default().registry()
-
-
 # Editors that do not look into a cast read the annotation.
 current_async_session: AsyncSession = cast(
     "AsyncSession",  # which the proxy stands for in every way that the type promises
-    AsyncSessionProxy(_default_session, _default),
+    AsyncSessionProxy(_default),
 )
 """The current application context's async session.
 

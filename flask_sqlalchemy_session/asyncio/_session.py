@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
-from sqlalchemy.util import ScopedRegistry
+from sqlalchemy.util import ScopedRegistry, greenlet_spawn
 from werkzeug.local import LocalProxy
 
 from flask_sqlalchemy_session._context import ScopeError, current_context
@@ -24,10 +24,10 @@ from flask_sqlalchemy_session._factory import (
 from flask_sqlalchemy_session._fork import live
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import ContextRegistry, register
-from flask_sqlalchemy_session._scope import Holder
+from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS, Holder
 from flask_sqlalchemy_session._session import close_transaction
 
-from ._calls import RunningLoop
+from ._calls import call, schedule
 from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
 from ._forwarded import ForwardingAsyncScopedSession
 from ._loop import (
@@ -40,35 +40,41 @@ from ._loop import (
 
 EXTENSION = "sqlalchemy_async_session"
 
-_SECONDS_BETWEEN_ATTEMPTS = 0.01
-
 # Where a session keeps the loop that it was made on.
 _LOOP = "_flask_sqlalchemy_session_loop"
 
 
 async def _close(session: AsyncSession) -> None:
     """Close a session and give back every connection, also if closing fails."""
-    transaction = session.sync_session.get_transaction()
-
-    def close_transaction_too(_: Session) -> None:
-        if transaction is not None:
-            close_transaction(transaction)
-
+    sync_session = session.sync_session
+    autobegin = sync_session.autobegin
     try:
-        if _has_lost_its_loop(session):
+        await _close_transaction(session)
+        if sync_session.in_transaction():
+            # A listener of its end began the next one, as it may for ever.
+            sync_session.autobegin = False
+            await _close_transaction(session)
+    finally:
+        sync_session.autobegin = autobegin
+
+
+async def _close_transaction(session: AsyncSession) -> None:
+    transaction = session.sync_session.get_transaction()
+    loop: asyncio.AbstractEventLoop | None = getattr(session, _LOOP)
+    try:
+        if loop is not None and not loop.is_running():
             await _drop(session)
         else:
             await _close_when_idle(session)
     except BaseException:
-        await session.run_sync(close_transaction_too)
+        if transaction is not None:
+            await greenlet_spawn(close_transaction, transaction)
         raise
 
 
 async def _drop(session: AsyncSession) -> None:
     """Close a session whose connections can't be used any more."""
-    holds_connections = session.in_transaction()
-    await session.invalidate()
-    if holds_connections:
+    if session.in_transaction():
         warnings.warn(
             "The event loop that a session was used on ended before the session was "
             "closed, so that its connections were dropped. Run what uses it with "
@@ -77,6 +83,7 @@ async def _drop(session: AsyncSession) -> None:
             ResourceWarning,
             stacklevel=2,
         )
+    await session.invalidate()
 
 
 async def _close_when_idle(session: AsyncSession) -> None:
@@ -86,26 +93,16 @@ async def _close_when_idle(session: AsyncSession) -> None:
         except IllegalStateChangeError:  # noqa: PERF203  # nothing is slower than this
             # Another task is about to begin or end the transaction, one that a
             # failed `gather` left behind, say. SQLAlchemy tells nobody when it has.
-            await asyncio.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+            await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)
 
 
-def _made_on(session: AsyncSession) -> RunningLoop | None:
-    loop: RunningLoop | None = getattr(session, _LOOP)
-    return loop
-
-
-def _has_lost_its_loop(session: AsyncSession) -> bool:
-    loop = _made_on(session)
-    return loop is not None and loop.has_ended()
-
-
-def _loop_for(session: AsyncSession) -> RunningLoop | None:
+def _loop_for(session: AsyncSession) -> asyncio.AbstractEventLoop | None:
     """Return the loop to close a session on: the one that it was made on, if it can.
 
     When the process ends there is none: what was open was closed before.
     """
-    loop = _made_on(session)
-    return current_loop() if loop is None or loop.has_ended() else loop
+    loop: asyncio.AbstractEventLoop | None = getattr(session, _LOOP)
+    return current_loop() if loop is None or not loop.is_running() else loop
 
 
 class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
@@ -158,17 +155,18 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
         loop = _loop_for(session)
         if loop is None:
             return
-        if wait and not loop.is_here():
-            loop.call(partial(_close, session))
+        here = loop is loop_that_runs_here()
+        if wait and not here:
+            call(loop, partial(_close, session))
         else:
-            loop.schedule(_close(session))
+            schedule(loop, _close(session), here=here)
 
     def release(self, session: AS) -> None:
         loop = _loop_for(session)
         # On the loop itself nothing can wait for `remove`, and a context that has
         # ended must not keep its session until then: the scope closes it.
-        if loop is not None and not loop.is_here():
-            loop.call(self.owner.remove)
+        if loop is not None and loop is not loop_that_runs_here():
+            call(loop, self.owner.remove)
 
 
 @at_end.append
@@ -194,19 +192,15 @@ class AsyncSessionProxy(LocalProxy[AS]):
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self,
-            registry: Callable[[], AS],
-            owner: Callable[[], FlaskAsyncScopedSession[AS]],
-        ) -> None:
-            super().__init__(registry)
+        def __init__(self, owner: Callable[[], FlaskAsyncScopedSession[AS]]) -> None:
+            super().__init__(lambda: owner().registry())
 
     else:
         __await__ = __aiter__ = __anext__ = None  # which `LocalProxy` has for all
 
         # Not annotated, as `__class__` is not: see the sync proxy.
-        def __init__(self, registry, owner):
-            super().__init__(registry)
+        def __init__(self, owner):
+            super().__init__(lambda: owner().registry())
             object.__setattr__(self, "_owner", owner)
 
         def __dir__(self) -> list[str]:
@@ -281,7 +275,7 @@ class FlaskAsyncScopedSession(
         self.registry: ScopedRegistry[AS] = self._registry
         self._name = name
         # The proxy stands for the session in every way that its type promises.
-        self._proxy = cast("AS", AsyncSessionProxy(self._registry, lambda: self))
+        self._proxy = cast("AS", AsyncSessionProxy(lambda: self))
         if app is not None:
             self.init_app(app)
 

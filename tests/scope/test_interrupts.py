@@ -41,16 +41,17 @@ pytestmark = pytest.mark.usefixtures("no_collector")
 class Interrupter:
     """Raises at the n-th line of the package's that is executed, or only counts."""
 
-    def __init__(self, at: int, error: type[BaseException]) -> None:
+    def __init__(self, at: int, error: type[BaseException], files: str = CORE) -> None:
         self.at = at
         self.error = error
+        self.files = files
         self.lines = 0
         self.where = ""
 
     def trace(
         self, frame: FrameType, kind: str, _: object
     ) -> Callable[[FrameType, str, object], Any] | None:
-        if not frame.f_code.co_filename.startswith(CORE):
+        if not frame.f_code.co_filename.startswith(self.files):
             return None
         if kind == "line":
             self.lines += 1
