@@ -51,6 +51,7 @@ RUNS: list[tuple[str, str, str, bool]] = [
     ("sync", "psycopg", "engine", False),
     ("threads", "psycopg", "session", False),
     ("sync", "psycopg", "alembic", False),
+    ("gevent", "asyncpg", "engine", False),
 ]
 if SOAK:
     RUNS = list(product(SERVERS, ["asyncpg", "psycopg"], ["", *SET_UPS], [False, True]))
