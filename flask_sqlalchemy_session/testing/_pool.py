@@ -77,7 +77,7 @@ class SharedPool(NullPool):
         elif name == "checkin":
             self._count(-1)
         # Those of every pool are called already.
-        for listener in [*getattr(self.replaced.dispatch, name).listeners]:
+        for listener in [*getattr(self._heard, name).listeners]:
             listener(*args)
         if name == "detach":  # by which a stand-in leaves the pool for good
             self._forward("checkin", *args)

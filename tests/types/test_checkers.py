@@ -264,6 +264,7 @@ def test_a_checker_reports_nothing_elsewhere(
     assert not elsewhere
 
 
+@pytest.mark.checkers
 def test_every_exemption_is_of_a_checker_and_a_file() -> None:
     for exemption in EXEMPTIONS:
         assert exemption.checker in CHECKERS

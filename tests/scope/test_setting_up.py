@@ -1,0 +1,209 @@
+"""What `init_app` does to an application, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+from weakref import ref
+
+import pytest
+from flask import Flask
+from sqlalchemy.orm import Session, sessionmaker
+
+from flask_sqlalchemy_session import FlaskScopedSession, current_session
+from tests.scope.flask_versions import FLASK_3_2
+from tests.support import Held, OopsError, use
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+EXTENSION = "sqlalchemy_session"
+
+
+def refusing(name: str) -> Flask:
+    class Refusing(Flask):
+        def __setattr__(self, attribute: str, value: object) -> None:
+            if attribute == name:
+                raise OopsError
+            super().__setattr__(attribute, value)
+
+    return Refusing("refusing")
+
+
+@pytest.mark.parametrize("name", ["scoped_session", "do_teardown_appcontext"])
+def test_an_application_that_refuses_an_attribute_is_left_as_it_was(
+    name: str, memory: Engine
+) -> None:
+    app = refusing(name)
+    before, class_ = dict(vars(app)), type(app)
+    extensions = dict(app.extensions)
+    session = FlaskScopedSession(sessionmaker(memory))
+    with pytest.raises(OopsError):
+        session.init_app(app)
+    assert vars(app) == before
+    assert type(app) is class_
+    assert app.extensions == extensions
+    with app.app_context(), pytest.raises(RuntimeError, match="no session named"):
+        session()
+
+
+def test_an_application_with_a_class_that_is_made_by_another_can_be_set_up(
+    memory: Engine,
+) -> None:
+    class Meta(type):
+        pass
+
+    class Shop(Flask, metaclass=Meta):
+        pass
+
+    app = Shop("shop")
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    assert isinstance(app, Shop)
+    assert type(app).__name__ == "Shop"
+    with app.app_context():
+        use(session())
+    assert Held(memory).count == 0
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("eager_switches")
+@pytest.mark.parametrize("names", [("default", "reports"), ("default", "default")])
+def test_threads_that_set_up_one_application_lose_no_name(
+    names: tuple[str, str], memory: Engine
+) -> None:
+    factory = sessionmaker(memory)
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(200):
+            app = Flask("shop")
+            barrier = threading.Barrier(2)
+
+            def set_up(
+                name: str, app: Flask = app, barrier: threading.Barrier = barrier
+            ) -> bool:
+                session = FlaskScopedSession(factory, name=name)
+                barrier.wait()
+                try:
+                    session.init_app(app)
+                except RuntimeError:
+                    return False
+                return True
+
+            accepted = list(threads.map(set_up, names))
+            assert sum(accepted) == len(set(names))
+            assert set(app.extensions[EXTENSION]) == set(names)
+            with app.app_context():
+                for session in app.extensions[EXTENSION].values():
+                    use(session())
+            assert Held(memory).count == 0
+
+
+def test_the_last_reference_frees_an_application(
+    memory: Engine, no_collector: None
+) -> None:
+    app = Flask("shop")
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    with app.app_context():
+        use(session())
+    alive = ref(app)
+    app.__dict__.clear()  # the references of Flask itself back to the application
+    del app
+    assert alive() is None
+
+
+def test_a_copied_application_releases_too(
+    app: Flask, session: FlaskScopedSession[Session], held: Held, no_collector: None
+) -> None:
+    copied = copy.copy(app)
+    for each in (copied, app):
+        with each.app_context():
+            use(session())
+            assert held.count == 1
+        assert held.count == 0
+    with copied.test_request_context():
+        use(session())
+    assert held.count == 0
+
+
+def test_a_copy_releases_a_session_that_only_a_hook_made(
+    app: Flask, session: FlaskScopedSession[Session], held: Held, no_collector: None
+) -> None:
+    @app.teardown_appcontext
+    def late(_: BaseException | None) -> None:
+        use(session())
+
+    copied = copy.copy(app)
+    for each in (copied, app):
+        with each.app_context():
+            pass
+        assert held.count == 0
+
+
+class NoRoom:
+    __slots__ = ("user",)
+
+
+def test_a_g_without_room_is_told_what_it_lacks(memory: Engine) -> None:
+    app = Flask("shop")
+    app.app_ctx_globals_class = NoRoom  # type: ignore[assignment]  # that is the mistake
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    with app.app_context():
+        for use_it in (session, lambda: current_session.info):
+            with pytest.raises(RuntimeError, match="Take away its '__slots__'"):
+                use_it()
+
+
+def test_a_copy_of_the_proxy_outside_a_context_says_what_to_do() -> None:
+    for function in (copy.copy, copy.deepcopy):
+        with pytest.raises(RuntimeError, match=r"with app\.app_context\(\):"):
+            function(current_session)
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_the_errors_of_a_hook_and_of_the_release_reach_the_caller(
+    order: str, app: Flask, memory: Engine
+) -> None:
+    class Failing(Session):
+        def close(self) -> None:
+            super().close()
+            raise OopsError("the release's")
+
+    session = FlaskScopedSession(sessionmaker(memory, class_=Failing), app, name="own")
+    if order == "last":
+        app.teardown_appcontext(lambda _: None)
+
+    @app.teardown_appcontext
+    def fail(_: BaseException | None) -> None:
+        raise OopsError("the hook's")
+
+    def end() -> None:
+        with app.app_context():
+            use(session())
+
+    with pytest.raises(BaseException) as raised:  # noqa: PT011  # of either sort
+        end()
+    assert told(raised.value) == {"the hook's", "the release's"}
+    if FLASK_3_2 and sys.version_info >= (3, 11):
+        assert isinstance(raised.value, BaseExceptionGroup)  # noqa: F821  # from 3.11 on
+    assert Held(memory).count == 0
+
+
+def told(error: BaseException | None) -> set[str]:
+    """Return what an error says, with what it holds and what came before it."""
+    if error is None:
+        return set()
+    errors = getattr(error, "exceptions", ())
+    if not errors:
+        return {str(error)} | told(error.__context__)
+    return set().union(*map(told, errors))
