@@ -45,6 +45,7 @@ class Held:
         self._count = 0
         event.listen(engine, "checkout", self._checkout)
         event.listen(engine, "checkin", self._checkin)
+        event.listen(engine, "detach", self._checkin)
 
     @property
     def count(self) -> int:

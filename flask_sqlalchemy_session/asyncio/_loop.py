@@ -235,10 +235,13 @@ def use_one_event_loop(app: Flask) -> None:
     :param app: the application.
     """
     app = unproxied(app)
-    method: object = app.async_to_sync
-    if not isinstance(method, _OneLoop):
+    if not _is_one_loop(app.async_to_sync):
         # Documented as the place to change how the application runs async views.
         setattr(app, "async_to_sync", _OneLoop(app))  # noqa: B010  # a method, for type checkers
+
+
+def _is_one_loop(bridge: object) -> bool:
+    return isinstance(bridge, _OneLoop)
 
 
 def has_lasting_loop(app: Flask) -> bool:

@@ -13,7 +13,7 @@ from types import TracebackType  # for get_type_hints
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Pool, event
 from typing_extensions import ParamSpec
 
 from flask_sqlalchemy_session._owner import ContextScoped
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+_MISSING = object()
 
 
 @runtime_checkable
@@ -63,142 +65,7 @@ class HasSyncEngine(Protocol):
         ...
 
 
-_blocks: list[_Block] = []
-
-
-class _Block:
-    """What happens between the beginning of a block and its end."""
-
-    def __init__(self, scoped: list[Isolatable]) -> None:
-        self._registries = [_registry_of(session) for session in scoped]
-        self._lock = RLock()
-        self._ended = False
-        self._shared: list[SharedConnection] = []
-        # The pools of the engines that connect without a session's knowledge.
-        self.used: WeakSet[object] = WeakSet()
-        # The sessions made in the block, with who made them and the attributes that
-        # they had.
-        self._prepared: WeakKeyDictionary[object, tuple[_Registry, dict[str, Any]]]
-        self._prepared = WeakKeyDictionary()
-
-    def begin(self, engines: list[Engine]) -> None:
-        _listen_once()
-        try:
-            for engine in engines:
-                self._reach(engine)
-        except BaseException:
-            self.end()
-            raise
-        _blocks.append(self)
-        for registry in self._registries:
-            registry.prepare = partial(self._prepare, registry)
-
-    def end(self) -> IsolationError | None:
-        """End all that was begun, whatever fails and whoever goes on.
-
-        :return: what the block had to refuse, if it had to.
-        """
-        for registry in self._registries:
-            registry.prepare = None
-        with self._lock:
-            # No engine is taken over and no session prepared after this.
-            self._ended = True
-            if self in _blocks:
-                _blocks.remove(self)
-            shared, prepared = self._shared, [*self._prepared.items()]
-            self._shared = []
-            self._prepared.clear()
-        with ExitStack() as stack:
-            for connection in shared:
-                stack.callback(connection.end)
-            for session, (registry, attributes) in prepared:
-                stack.callback(_restore, registry.sync_session(session), attributes)
-                stack.callback(registry.close_session, session)
-            for registry in self._registries:
-                stack.callback(_remove, registry)
-        refused = [one.refused for one in shared if one.refused is not None]
-        return refused[0] if refused else None
-
-    def _prepare(self, registry: _Registry, made: object) -> None:
-        """Let a new session's engines be taken over before it connects to them."""
-        session = registry.sync_session(made)
-        if session.in_transaction():
-            registry.close_session(made)
-            raise IsolationError(
-                "The session factory returned a session that is in a transaction "
-                "already, on a connection that isolate() can't roll back. Begin it "
-                "where the session is used."
-            )
-        get_bind, connection = session.get_bind, session.connection
-
-        def reaching_get_bind(*args: Any, **kwargs: Any) -> Engine | Connection:
-            return self._reach(get_bind(*args, **kwargs))
-
-        def reaching_connection(
-            bind_arguments: dict[str, Any] | None = None, *args: Any, **kwargs: Any
-        ) -> Connection:
-            # `get_bind` is not asked about a bind that is named.
-            if bind_arguments and bind_arguments.get("bind") is not None:
-                self._reach(bind_arguments["bind"])
-            return connection(bind_arguments, *args, **kwargs)
-
-        attributes = vars(session)
-        replaced = {
-            "get_bind": reaching_get_bind,
-            "connection": reaching_connection,
-            "twophase": False,  # a transaction that is prepared can't be undone
-        }
-        with self._lock:
-            # A thread that is late has a session as after the block.
-            if not self._ended and made not in self._prepared:
-                had = {
-                    name: attributes[name] for name in replaced if name in attributes
-                }
-                self._prepared[made] = registry, had
-                attributes.update(replaced)
-
-    def _reach(self, bind: Engine | Connection) -> Engine | Connection:
-        """Take an engine over, if this is the first session to reach it."""
-        if isinstance(bind, Connection):
-            if not isinstance(bind.connection.dbapi_connection, StandIn):
-                raise IsolationError(
-                    "The session is bound to a connection that was opened outside "
-                    "isolate(), which can't roll it back. Bind the session to the "
-                    "engine."
-                )
-            return bind
-        with self._lock:
-            if self._ended:
-                return bind
-            taken = (pool for one in self._shared for _, pool in one.pools)
-            if not any(pool.is_beneath(bind.pool) for pool in taken):
-                self._take_over(bind)
-        return bind
-
-    def _take_over(self, engine: Engine) -> None:
-        if engine.pool in self.used:
-            raise IsolationError(
-                f"{engine} was used in the block before a session reached it, and "
-                "what was committed then stays in the database. Name it, to have it "
-                "isolated from the beginning: 'isolate(session, engine)'."
-            )
-        key = _database_of(engine)
-        for shared in self._shared:
-            other = shared.engine
-            if key is None or _database_of(other) != key:
-                continue
-            if other.url.drivername != engine.url.drivername or (
-                other.dialect.is_async != engine.dialect.is_async
-            ):
-                raise IsolationError(
-                    f"{engine} and {other} are engines of one database with "
-                    "different drivers, which can't share the one connection that a "
-                    "database has inside isolate(). Use one driver for both in tests, "
-                    "or isolate one of them."
-                )
-            return shared.take_over(engine)
-        self._shared.append(SharedConnection(engine))
-        return None
+_blocks: list[Isolation] = []
 
 
 class Isolation:
@@ -210,7 +77,18 @@ class Isolation:
         self._scoped = sessions
         self._engines = engines or []
         self._registries = [_registry_of(session) for session in sessions]
-        self._block: _Block | None = None
+        self._lock = RLock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._ended = False
+        self._shared: list[SharedConnection] = []
+        # The pools of the engines that connect without a session's knowledge.
+        self._used: WeakSet[object] = WeakSet()
+        # The sessions made in the block, with who made them and what they had for the
+        # attributes that are replaced.
+        self._prepared: WeakKeyDictionary[object, tuple[_Registry, dict[str, Any]]]
+        self._prepared = WeakKeyDictionary()
 
     def __enter__(self) -> None:
         """Begin the block. The database is not touched before an engine is used.
@@ -251,10 +129,18 @@ class Isolation:
                     "Enter the block before the context, or call 'session.remove()' "
                     "first."
                 )
-        block = _Block(self._scoped)
+        self._reset()
+        _listen_once()
         known = [engine for scoped in self._scoped for engine in _engines_of(scoped)]
-        block.begin([*self._engines, *known])
-        self._block = block
+        try:
+            for engine in [*self._engines, *known]:
+                self._reach(engine)
+        except BaseException:
+            self._end()
+            raise
+        _blocks.append(self)
+        for registry in self._registries:
+            registry.prepare = partial(self._prepare, registry)
 
     def __exit__(
         self,
@@ -271,8 +157,7 @@ class Isolation:
             or the connection lost; or when tables have rows left that the database
             can't roll back.
         """
-        block, self._block = self._block, None
-        refused = None if block is None else block.end()
+        refused = self._end()
         if value is None and refused is not None:
             raise refused
 
@@ -288,6 +173,115 @@ class Isolation:
         """
         # Another thread can wait for what this one's loop has to do.
         await asyncio.to_thread(self.__exit__, type_, value, traceback)
+
+    def _end(self) -> IsolationError | None:
+        """End all that was begun, whatever fails and whoever goes on.
+
+        :return: what the block had to refuse, if it had to.
+        """
+        for registry in self._registries:
+            registry.prepare = None
+        with self._lock:
+            # No engine is taken over and no session prepared after this.
+            self._ended = True
+            if self in _blocks:
+                _blocks.remove(self)
+            shared, prepared = self._shared, [*self._prepared.items()]
+            self._shared = []
+            self._prepared.clear()
+        with ExitStack() as stack:
+            for connection in shared:
+                stack.callback(connection.end)
+            for session, (registry, attributes) in prepared:
+                stack.callback(_restore, registry.sync_session(session), attributes)
+                stack.callback(registry.close_session, session)
+            for registry in self._registries:
+                stack.callback(_remove, registry)
+        refused = [one.savepoints.refused for one in shared]
+        return next(filter(None, refused), None)
+
+    def _prepare(self, registry: _Registry, made: object) -> None:
+        """Let a new session's engines be taken over before it connects to them."""
+        session = registry.sync_session(made)
+        if session.in_transaction():
+            registry.close_session(made)
+            raise IsolationError(
+                "The session factory returned a session that is in a transaction "
+                "already, on a connection that isolate() can't roll back. Begin it "
+                "where the session is used."
+            )
+        get_bind, connection = session.get_bind, session.connection
+
+        def reaching_get_bind(*args: Any, **kwargs: Any) -> Engine | Connection:
+            return self._reach(get_bind(*args, **kwargs))
+
+        def reaching_connection(
+            bind_arguments: dict[str, Any] | None = None, *args: Any, **kwargs: Any
+        ) -> Connection:
+            # `get_bind` is not asked about a bind that is named.
+            if bind_arguments and bind_arguments.get("bind") is not None:
+                self._reach(bind_arguments["bind"])
+            return connection(bind_arguments, *args, **kwargs)
+
+        replaced = {
+            "get_bind": reaching_get_bind,
+            "connection": reaching_connection,
+            "twophase": False,  # a transaction that is prepared can't be undone
+        }
+        attributes = vars(session)
+        with self._lock:
+            # A thread that is late has a session as after the block.
+            if not self._ended and made not in self._prepared:
+                had = {name: attributes.get(name, _MISSING) for name in replaced}
+                self._prepared[made] = registry, had
+                attributes.update(replaced)
+
+    def _reach(self, bind: Engine | Connection) -> Engine | Connection:
+        """Take an engine over, if this is the first session to reach it."""
+        if isinstance(bind, Connection):
+            if not isinstance(bind.connection.dbapi_connection, StandIn):
+                raise IsolationError(
+                    "The session is bound to a connection that was opened outside "
+                    "isolate(), which can't roll it back. Bind the session to the "
+                    "engine."
+                )
+            return bind
+        with self._lock:
+            taken = (pool for one in self._shared for pool in one.pools)
+            if not self._ended and not any(
+                pool.is_beneath(bind.pool) for pool in taken
+            ):
+                self._take_over(bind)
+        return bind
+
+    def note_use(self, pool: Pool) -> None:
+        """Note that an engine was used that is not isolated yet."""
+        self._used.add(pool)
+
+    def _take_over(self, engine: Engine) -> None:
+        if engine.pool in self._used:
+            raise IsolationError(
+                f"{engine} was used in the block before a session reached it, and "
+                "what was committed then stays in the database. Name it, to have it "
+                "isolated from the beginning: 'isolate(session, engine)'."
+            )
+        database = _database_of(engine)
+        for shared in self._shared:
+            other = shared.engine
+            if database is None or _database_of(other) != database:
+                continue
+            if other.url.drivername != engine.url.drivername or (
+                other.dialect.is_async != engine.dialect.is_async
+            ):
+                raise IsolationError(
+                    f"{engine} and {other} are engines of one database with "
+                    "different drivers, which can't share the one connection that a "
+                    "database has inside isolate(). Use one driver for both in tests, "
+                    "or isolate one of them."
+                )
+            shared.take_over(engine)
+            return
+        self._shared.append(SharedConnection(engine))
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Decorate a function, so that each call of it is a block.
@@ -356,14 +350,9 @@ def _database_of(engine: Engine) -> tuple[object, ...] | None:
     )
 
 
-_listening = False
-
-
 def _listen_once() -> None:
     """Hear of every use of an engine, from the first block on."""
-    global _listening  # noqa: PLW0603  # SQLAlchemy's registry of listeners is global too
-    if not _listening:
-        _listening = True
+    if not event.contains(Engine, "engine_connect", _note_use):
         event.listen(Engine, "engine_connect", _note_use)
 
 
@@ -371,7 +360,7 @@ def _note_use(connection: Connection) -> None:
     pool = connection.engine.pool
     if not isinstance(pool, SharedPool):
         for block in [*_blocks]:
-            block.used.add(pool)
+            block.note_use(pool)
 
 
 def _registry_of(session: Isolatable) -> _Registry:
@@ -405,9 +394,11 @@ def _remove(registry: _Registry) -> None:
 
 def _restore(session: Session, attributes: dict[str, Any]) -> None:
     """Take the isolation off a session."""
-    for name in ("get_bind", "connection", "twophase"):
-        vars(session).pop(name)
-    vars(session).update(attributes)
+    for name, value in attributes.items():
+        if value is _MISSING:
+            delattr(session, name)
+        else:
+            setattr(session, name, value)
 
 
 def isolate(

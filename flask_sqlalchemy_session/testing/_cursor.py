@@ -7,8 +7,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine.interfaces import DBAPICursor
     from typing_extensions import Self
@@ -19,85 +18,63 @@ if TYPE_CHECKING:
 class StandInCursor:
     """Stands for a cursor.
 
-    Where another statement of the connection would spoil the rows that are not read
-    yet, or be spoiled by them, all are read at once.
+    It reads all rows at once, as another statement of the connection would spoil those
+    that are not read yet, or be spoiled by them.
     """
 
-    def __init__(
-        self,
-        connection: StandIn,
-        cursor: DBAPICursor,
-        turn: AbstractContextManager[object],
-        *,
-        reads_all: bool,
-    ) -> None:
-        vars(self).update(
-            connection=connection,
-            _cursor=cursor,
-            _turn=turn,
-            _reads_all=reads_all,
-            _rows=None,
-        )
+    connection: StandIn
+    _cursor: DBAPICursor
+    _rows: deque[Any] | None = None
 
-    if TYPE_CHECKING:
-        connection: StandIn
-        _cursor: DBAPICursor
-        _turn: AbstractContextManager[object]
-        _reads_all: bool
-        _rows: deque[Any] | None
+    def __init__(self, connection: StandIn, cursor: DBAPICursor) -> None:
+        vars(self).update(connection=connection, _cursor=cursor)
 
     def execute(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        call = partial(self._cursor.execute, operation, *args, **kwargs)
-        return self._result(self.connection.run(operation, partial(self._read, call)))
+        return self._run(self._cursor.execute, operation, *args, **kwargs)
 
     def executemany(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        call = partial(self._cursor.executemany, operation, *args, **kwargs)
-        return self._result(
-            self.connection.run(operation, partial(self._read, call), whole=False)
-        )
+        return self._run(self._cursor.executemany, operation, *args, **kwargs)
 
-    def _read(self, call: Any) -> Any:
-        vars(self)["_rows"] = None
-        result = call()
-        cursor: Any = self._cursor  # whose description is None where there are no rows
-        if self._reads_all and cursor.description is not None:
-            # One by one: asyncpg's server-side cursor fetches all only after the first,
-            # up to SQLAlchemy 2.0.22.
-            vars(self)["_rows"] = deque(iter(self._cursor.fetchone, None))
-        return result
-
-    def _result(self, result: object) -> object:
+    def _run(
+        self, method: Callable[..., Any], operation: Any, *args: Any, **kw: Any
+    ) -> Any:
+        call = partial(self._read, method, operation, *args, **kw)
+        whole = method == self._cursor.execute
+        result = self.connection.run(operation, call, whole=whole)
         return self if result is self._cursor or result is None else result
 
+    def _read(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        vars(self)["_rows"] = None
+        result = method(*args, **kwargs)
+        cursor: Any = self._cursor  # whose description is None where there are no rows
+        if cursor.description is not None:
+            # One by one: `fetchall` of asyncpg's fails before SQLAlchemy 2.0.23.
+            vars(self)["_rows"] = deque(iter(cursor.fetchone, None))
+        return result
+
     def fetchone(self) -> Any:
-        if self._rows is not None:
-            return self._rows.popleft() if self._rows else None
-        with self._turn:
-            return self._cursor.fetchone()
+        if self._rows is None:
+            return self._cursor.fetchone()  # which says that there are none
+        return self._rows.popleft() if self._rows else None
 
     def fetchmany(self, size: int | None = None) -> Any:
-        if self._rows is not None:
-            size = self._cursor.arraysize if size is None else size
-            return [self._rows.popleft() for _ in range(min(size, len(self._rows)))]
-        with self._turn:
-            return self._cursor.fetchmany(*() if size is None else (size,))
+        if self._rows is None:
+            return self._cursor.fetchall()
+        size = self._cursor.arraysize if size is None else size
+        return [self._rows.popleft() for _ in range(min(size, len(self._rows)))]
 
     def fetchall(self) -> Any:
-        if self._rows is not None:
-            return [self._rows.popleft() for _ in range(len(self._rows))]
-        with self._turn:
-            return self._cursor.fetchall()
+        return self.fetchmany(len(self._rows or ()))
 
     def nextset(self) -> Any:
-        with self._turn:
+        with self.connection.shared.lock:
             return self._read(self._cursor.nextset)
 
     def close(self) -> None:
-        with self._turn:
-            self._cursor.close()
+        self.connection.close_cursor(self._cursor)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.fetchone, None)
+        yield from iter(self.fetchone, None)
 
     def __next__(self) -> Any:
         row = self.fetchone()
@@ -118,9 +95,19 @@ class StandInCursor:
         self.close()
 
 
+_EXECUTING_IN_PSYCOPG2 = (
+    "execute",
+    "executemany",
+    "callproc",
+    "copy_expert",
+    "copy_from",
+    "copy_to",
+)
+
+
 @lru_cache
-def watched_class(base: Any) -> Any:
-    """Return a class of psycopg2's cursors that tells the stand-in what it executes."""
+def psycopg2_class(base: Any, connection_class: Any) -> Any:
+    """Return a class of psycopg2's cursors, as its functions take nothing else."""
 
     def watched(name: str) -> Any:
         method = getattr(base, name)
@@ -134,12 +121,26 @@ def watched_class(base: Any) -> Any:
 
         return call
 
-    names = (
-        "execute",
-        "executemany",
-        "callproc",
-        "copy_expert",
-        "copy_from",
-        "copy_to",
+    class Connection(connection_class):  # type: ignore[misc]  # known at run time only
+        """The stand-in, of the class that psycopg2's functions ask for."""
+
+        def __new__(cls, cursor: Any) -> Any:
+            return connection_class.__new__(cls)
+
+        def __init__(self, cursor: Any) -> None:  # pyright: ignore[reportMissingSuperCall]  # which would connect
+            object.__setattr__(self, "stand_in", cursor.stand_in)
+
+        def __getattribute__(self, name: str) -> Any:
+            return getattr(object.__getattribute__(self, "stand_in"), name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            setattr(object.__getattribute__(self, "stand_in"), name, value)
+
+    return type(
+        base.__name__,
+        (base,),
+        {
+            "connection": property(Connection),
+            **{name: watched(name) for name in _EXECUTING_IN_PSYCOPG2},
+        },
     )
-    return type(base.__name__, (base,), {name: watched(name) for name in names})

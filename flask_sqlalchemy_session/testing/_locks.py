@@ -1,19 +1,17 @@
-"""Turns on one connection, for threads and for the tasks of an event loop."""
+"""Turns on one connection, for the tasks of an event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sqlalchemy import AdaptedConnection
+from sqlalchemy.util import await_only
 
 
 class TaskLock:
     """Lets the tasks of an event loop take turns, as an `RLock` does threads."""
 
-    def __init__(self, connection: AdaptedConnection) -> None:
-        self._connection = connection
+    def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._owner: asyncio.Task[Any] | None = None
         self._depth = 0
@@ -21,8 +19,7 @@ class TaskLock:
     def __enter__(self) -> None:
         task = asyncio.current_task()
         if self._owner is not task:
-            # SQLAlchemy's documented way to await something where it calls a driver.
-            self._connection.run_async(lambda _: self._lock.acquire())
+            await_only(self._lock.acquire())
             self._owner = task
         self._depth += 1
 

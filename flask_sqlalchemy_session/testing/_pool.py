@@ -6,23 +6,20 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import NullPool, QueuePool, event
+from sqlalchemy import QueuePool, event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
     from sqlalchemy import Engine, Pool, PoolProxiedConnection
-    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
-_CREATING = ("first_connect", "connect")
-_FORWARDED = (
-    "checkout",
-    "checkin",
-    "reset",
-    "invalidate",
-    "soft_invalidate",
-    "detach",
-)
+    from ._modes import Mode
+    from ._shared import SharedConnection
+
+_CREATION = ("first_connect", "connect")
+_USE = ("checkout", "checkin", "reset")
+_FORWARDED = (*_USE, "invalidate", "soft_invalidate", "detach")
 
 
 class _Nobody(tuple[()]):
@@ -41,46 +38,50 @@ class _Unheard:
         self._dispatch = dispatch
 
     def __getattr__(self, name: str) -> Any:
-        listens = name not in ("checkout", "checkin", "reset")
-        return getattr(self._dispatch, name) if listens else _Nobody()
+        return _Nobody() if name in _USE else getattr(self._dispatch, name)
 
 
-class SharedPool(NullPool):
+class SharedPool(QueuePool):
     """Hands out stand-ins, also after `Engine.dispose`, where another pool was.
 
     That one's listeners hear of each stand-in what they would of a connection, and
     never of the connection behind them all.
     """
 
-    def __init__(
-        self, engine: Engine, creator: Callable[[SharedPool], DBAPIConnection]
-    ) -> None:
-        super().__init__(partial(creator, self), dialect=engine.dialect)
+    mode: Mode | None = None
+    """That of the engine's connections, once there was one."""
+
+    def __init__(self, engine: Engine, shared: SharedConnection) -> None:
         self.replaced: Pool = engine.pool
-        self.info: dict[Any, Any] = {}
-        self._out = self._made = self._in_use_unheard = 0
-        self._heard = self.replaced.dispatch
-        if isinstance(engine.pool, QueuePool):
-            self._made = engine.pool.size() + engine.pool.overflow()
+        size = engine.pool.size() if isinstance(engine.pool, QueuePool) else 5
+
+        def create(rec: ConnectionPoolEntry) -> Any:
+            connection = shared.connect(self)
+            # What listeners have kept of the connection when it was made.
+            rec.info.update(self._info)
+            return connection
+
+        super().__init__(
+            create, pool_size=size, max_overflow=-1, dialect=engine.dialect
+        )
+        self._engine = engine
+        self._shared = shared
+        self._info: dict[Any, Any] = {}
         for name in _FORWARDED:
             event.listen(self, name, partial(self._forward, name))
         self._own = {
             name: [*getattr(self.dispatch, name).listeners]
-            for name in (*_CREATING, *_FORWARDED)
+            for name in (*_CREATION, *_FORWARDED)
         }
 
-    def _forward(self, name: str, *args: Any) -> None:
-        if name == "checkout":
-            # What listeners have kept of the connection when it was made.
-            args[1].info.update(self.info)
-            self._count(1)
-        elif name == "checkin":
-            self._count(-1)
+    def _forward(self, name: str, *args: object) -> None:
         # Those of every pool are called already.
-        for listener in [*getattr(self._heard, name).listeners]:
+        for listener in [*getattr(self.replaced.dispatch, name).listeners]:
             listener(*args)
-        if name == "detach":  # by which a stand-in leaves the pool for good
-            self._forward("checkin", *args)
+
+    def connect(self) -> PoolProxiedConnection:
+        self._shared.check_use()
+        return super().connect()
 
     def recreate(self) -> SharedPool:
         return self
@@ -95,7 +96,7 @@ class SharedPool(NullPool):
         """Connect to the database itself, which no listener but its maker's hears."""
         with self._unheard():
             pooled = self.replaced.connect()
-        self.info.update(pooled.info)
+        self._info.update(pooled.info)
         return pooled
 
     def give_back(self, pooled: PoolProxiedConnection, *, broken: bool = False) -> None:
@@ -106,53 +107,27 @@ class SharedPool(NullPool):
 
     @contextmanager
     def _unheard(self) -> Generator[None]:
-        # Tasks can be in here at the same time.
-        if not self._in_use_unheard:
-            self._heard = self.replaced.dispatch
-            vars(self.replaced)["dispatch"] = _Unheard(self._heard)
-        self._in_use_unheard += 1
+        heard = self.replaced.dispatch
+        vars(self.replaced)["dispatch"] = _Unheard(heard)
         try:
             yield
         finally:
-            self._in_use_unheard -= 1
-            if not self._in_use_unheard:
-                vars(self.replaced)["dispatch"] = self._heard
+            vars(self.replaced)["dispatch"] = heard
 
-    def hand_over(self) -> None:
-        """Give the listeners that were set inside the block to the replaced pool."""
-        for name, own in self._own.items():
-            for listener in getattr(self.dispatch, name).listeners:
-                if listener not in own:
-                    event.listen(self.replaced, name, listener)
-
-    # What an application can ask of a pool with a limit, which counts stand-ins here.
-
-    def _count(self, step: int) -> None:
-        self._out += step
-        if isinstance(self.replaced, QueuePool):
-            made = max(self._made, self._out)
-            self._made = min(made, max(self.replaced.size(), self._out))
-
-    def checkedout(self) -> int:
-        return self._out
-
-    def checkedin(self) -> int:
-        return self._made - self._out
-
-    def overflow(self) -> int:
-        size: int = self.size()
-        return self._made - size
-
-    def status(self) -> str:
-        if not isinstance(self.replaced, QueuePool):
-            return self.replaced.status()
-        return (
-            f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} "
-            f"Current Overflow: {self.overflow()} "
-            f"Current Checked out connections: {self._out}"
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "replaced" or name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.replaced, name)
+    def end(self) -> None:
+        """Give the engine its pool back, and that the listeners set in the block."""
+        added = [
+            (name, listener)
+            for name, own in self._own.items()
+            for listener in getattr(self.dispatch, name).listeners
+            if listener not in own
+        ]
+        engine = self._engine
+        known = [each for each in added if event.contains(engine, *each)]
+        for each in known:
+            event.remove(engine, *each)
+        engine.pool = self.replaced
+        for name, listener in added:
+            # The engine can remove again what was set on it.
+            target = engine if (name, listener) in known else self.replaced
+            event.listen(target, name, listener)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from ._errors import IsolationError
+
 MYSQL = frozenset({"mysql", "mariadb"})
 
 _STRING = r"'(?:[^']|'')*'"
@@ -21,6 +23,7 @@ _WORD = re.compile(r"@*\w+")
 _CHANGE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.IGNORECASE)
 _LOCKING = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b", re.IGNORECASE)
 _BEGIN = re.compile(r"\bBEGIN\b", re.IGNORECASE)
+_READ_ONLY = re.compile(r"\bREAD\s+ONLY\b", re.IGNORECASE)
 _CALL = re.compile(r"(\w+)\s*\(")
 _COMMITS_IN_BLOCK = re.compile(
     r"\b(?:COMMIT|ROLLBACK|START|CREATE|ALTER|DROP|TRUNCATE|RENAME|LOCK)\b",
@@ -28,27 +31,29 @@ _COMMITS_IN_BLOCK = re.compile(
 )
 
 
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-_READS = _set("SELECT VALUES SHOW WITH EXPLAIN TABLE")
+_CONTROL = words("BEGIN START COMMIT END ROLLBACK ABORT SAVEPOINT RELEASE")
+_DML = words("INSERT UPDATE DELETE REPLACE")
+_READS = words("SELECT VALUES SHOW WITH EXPLAIN TABLE")
 _READS_ON = {
-    "postgresql": _set(
+    "postgresql": words(
         "SET RESET DECLARE FETCH MOVE CLOSE LISTEN UNLISTEN LOCK DEALLOCATE"
     ),
-    "mysql": _set("SET DESCRIBE DESC USE HELP DO KILL UNLOCK"),
+    "mysql": words("SET DESCRIBE DESC USE HELP DO KILL UNLOCK"),
 }
-_MYSQL_COMMITS = _set(
+_MYSQL_COMMITS = words(
     "ALTER CACHE CHANGE CHECK CREATE DROP FLUSH GRANT INSTALL LOCK OPTIMIZE RENAME "
     "REPAIR RESET REVOKE SHUTDOWN STOP TRUNCATE UNINSTALL"
 )
-_OBJECTS = _set(
+_OBJECTS = words(
     "DATABASE EVENT FUNCTION INDEX PROCEDURE ROLE SCHEMA SEQUENCE TABLE TABLES "
-    "TRIGGER UNIQUE USER VIEW TABLESPACE SYSTEM PASSWORD NOT"
+    "TRIGGER UNIQUE USER VIEW TABLESPACE SYSTEM PASSWORD NOT TRANSACTION"
 )
 # Those that can't write, and are in many a statement, followed by a parenthesis.
-_HARMLESS = _set(
+_HARMLESS = words(
     "abs all and any array as avg by cast char_length coalesce concat count distinct "
     "else exists extract filter from group having in index interval join length like "
     "limit lower max min nextval not now nullif on or over partition replace round row "
@@ -81,29 +86,34 @@ class Statement:
         return f"{first} {second}" if second in _OBJECTS else first or "statement"
 
     @property
-    def is_many(self) -> bool:
-        """Whether it is several statements, where one string can be."""
-        # Bodies of triggers and functions consist of statements.
-        compound = self.words[:1] == ["CREATE"] and _BEGIN.search(self.bare)
-        return len(self.parts) > 1 and self.database != "sqlite" and not compound
+    def is_dml(self) -> bool:
+        return bool(self.words) and self.words[0] in _DML
 
     def controlling_part(self) -> str | None:
         """Return what one of several does to the transaction, if one does."""
+        # Bodies consist of statements, those of triggers and functions too.
+        compound = self.words[:2] == ["BEGIN", "NOT"] or (
+            self.words[:1] == ["CREATE"] and _BEGIN.search(self.bare)
+        )
+        if len(self.parts) < 2 or self.database == "sqlite" or compound:
+            return None
         for part in self.parts:
             one = Statement(part, self.database)
-            match one.words:
-                case ["BEGIN" | "START" | "COMMIT" | "END" | "ROLLBACK" | "ABORT", *_]:
-                    return one.kind
-                case ["SAVEPOINT" | "RELEASE", *_] | [
-                    "PREPARE" | "SET",
-                    "TRANSACTION",
-                    *_,
-                ]:
-                    return one.kind
-                case _:
-                    if one.commits():
-                        return one.kind
+            controls = one.words[:1] and one.words[0] in _CONTROL
+            if controls or one.words[1:2] == ["TRANSACTION"] or one.commits():
+                return one.kind
         return None
+
+    def refuse_read_only(self) -> None:
+        """Refuse what a transaction can't be inside the block.
+
+        :raises IsolationError: when it is to be read only.
+        """
+        if _READ_ONLY.search(self.bare):
+            raise IsolationError(
+                f"{self.kind} READ ONLY can't be done inside isolate(), where the "
+                "sessions of an engine share one transaction."
+            )
 
     def writes(self) -> bool:
         """Tell whether it may change something. In doubt it does."""
@@ -139,18 +149,6 @@ class Statement:
                 return password or first in _MYSQL_COMMITS
             case _:
                 return False
-
-    def needs_no_transaction(self) -> bool:
-        """Tell whether a database executes it outside every transaction alone."""
-        match self.words:
-            case ["VACUUM" | "ATTACH" | "DETACH", *_]:
-                return self.database != "mysql"
-            case ["CREATE" | "DROP", "DATABASE" | "TABLESPACE" | "SUBSCRIPTION", *_]:
-                return self.database == "postgresql"
-            case ["ALTER", "SYSTEM", *_]:
-                return self.database == "postgresql"
-            case _:
-                return "CONCURRENTLY" in self.words
 
 
 def _uncover(hidden: re.Match[str]) -> str:

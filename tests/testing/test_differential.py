@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask
+from hypothesis import given, settings, strategies as st
 from sqlalchemy import (
     URL,
     Engine,
@@ -418,6 +419,50 @@ def helpers_of_psycopg2(shop: Shop) -> object:
 
 
 @scenario()
+def the_connection_of_a_cursor_of_psycopg2(shop: Shop) -> object:
+    if shop.engine.dialect.driver != "psycopg2":
+        return None
+    extensions: Any = importlib.import_module("psycopg2.extensions")
+    with shop.app.app_context():
+        cursor = shop.raw.cursor()
+        cursor.execute("INSERT INTO users (name) VALUES ('ann')")
+        cursor.connection.commit()
+        cursor.execute("INSERT INTO users (name) VALUES ('bob')")
+        cursor.connection.rollback()
+        seen = isinstance(cursor.connection, extensions.connection)
+        encoding = cursor.connection.encoding
+    return seen, encoding, shop.names()
+
+
+@scenario()
+def a_compound_statement(shop: Shop) -> object:
+    if shop.database != "mysql" or shop.engine.driver == "mariadbconnector":
+        return None  # which crashes after it
+    with shop.app.app_context():
+        shop.session.connection().exec_driver_sql(
+            "BEGIN NOT ATOMIC INSERT INTO users (name) VALUES ('ann'); "
+            "INSERT INTO users (name) VALUES ('bob'); END"
+        )
+        shop.session.rollback()
+        shop.session.connection().exec_driver_sql(
+            "BEGIN NOT ATOMIC INSERT INTO users (name) VALUES ('cid'); END"
+        )
+        shop.session.commit()
+    return shop.names()
+
+
+@scenario(refused=("mysql",))
+def a_compound_statement_that_commits(shop: Shop) -> object:
+    if shop.database != "mysql" or shop.engine.driver == "mariadbconnector":
+        return None  # which crashes after it
+    with shop.app.app_context():
+        shop.session.connection().exec_driver_sql(
+            "BEGIN NOT ATOMIC INSERT INTO users (name) VALUES ('ann'); COMMIT; END"
+        )
+    return shop.names()
+
+
+@scenario()
 def threads_at_once(shop: Shop) -> object:
     errors: list[BaseException] = []
 
@@ -513,6 +558,104 @@ def test_two_engines_of_one_database_see_each_other(engine: Engine) -> None:
         assert shop.session.scalars(select(User.name)).all() == ["bob"]
     second.dispose()
     assert stored(engine) == 0
+
+
+ACTIONS = ["read", "write", "write", "fail", "fail inside", "commit", "roll back"]
+Steps = list[tuple[int, str]]
+
+
+class Sessions:
+    """Three sessions that are open at the same time, and what each has committed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.app = Flask("shop")
+        self.scoped = [
+            FlaskScopedSession(sessionmaker(engine), self.app, name=name)
+            for name in "abc"
+        ]
+        self.committed: set[str] = set()
+        self._pending: list[set[str]] = [set(), set(), set()]
+
+    def take(self, steps: Steps) -> set[str]:
+        """Take the steps, commit what is open, and return what is found then."""
+        with self.app.app_context():
+            for number, (which, action) in enumerate(steps):
+                self._take(which, action, f"row {number}")
+            for which in range(3):
+                self._take(which, "commit", "")
+            return self.found()
+
+    def found(self) -> set[str]:
+        return {*self.scoped[0].scalars(select(User.name))}
+
+    def _take(self, which: int, action: str, name: str) -> None:
+        one, pending = self.scoped[which], self._pending[which]
+        wrong = insert(User).values(name=None)
+        match action:
+            case "read":
+                one.scalars(select(User.name)).all()
+            case "write":
+                one.execute(insert(User).values(name=name))
+                pending.add(name)
+            case "fail":
+                with pytest.raises(IntegrityError):
+                    one.execute(wrong)
+                one.rollback()
+                pending.clear()
+            case "fail inside":
+                one.execute(insert(User).values(name=name))
+                pending.add(name)
+                with pytest.raises(IntegrityError), one.begin_nested():
+                    one.execute(wrong)
+            case "commit":
+                one.commit()
+                self.committed |= pending
+                pending.clear()
+            case _:
+                one.rollback()
+                pending.clear()
+
+    def remove(self) -> None:
+        for one in self.scoped:
+            with suppress(IsolationError):
+                one.remove()
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite", "postgresql+psycopg", "mariadb+pymysql"], indirect=True
+)
+def test_any_order_of_sessions_stores_what_a_database_would(engine: Engine) -> None:
+    taken = finished = 0
+
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(ACTIONS)), max_size=9))
+    def take(steps: Steps) -> None:
+        nonlocal taken, finished
+        taken += 1
+        real = Sessions(engine)
+        if engine.dialect.name != "sqlite":  # which lets one write at a time
+            assert real.take(steps) == real.committed
+            empty(engine)
+        sessions = Sessions(engine)
+        refused = False
+        with suppress(IsolationError), isolate(*sessions.scoped):
+            try:
+                found = sessions.take(steps)
+            except IsolationError:
+                refused = True
+                with sessions.app.app_context():
+                    sessions.remove()
+                    found = sessions.found()
+            # What was refused is kept beside what was committed.
+            assert found >= sessions.committed
+            assert refused or found == sessions.committed
+        if not refused and real.committed:
+            assert sessions.committed == real.committed
+        finished += not refused
+        assert stored(engine) == 0
+
+    take()
+    assert finished > taken / 2
 
 
 @pytest.mark.parametrize("url", ["mariadb+pymysql"], indirect=True)

@@ -30,6 +30,7 @@ from flask_sqlalchemy_session.testing import (
 from tests.support import Base, Held, User
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from flask import Flask
@@ -89,31 +90,120 @@ def test_a_database_without_savepoints_is_told_so(app: Flask) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("drivername", DRIVERS)
-def test_a_connection_keeps_the_mode_that_a_listener_gave_it(
-    app: Flask, drivername: str, request: pytest.FixtureRequest
-) -> None:
-    server = "postgresql_url" if "postgresql" in drivername else "mariadb_url"
-    url = make_url(request.getfixturevalue(server)).set(drivername=drivername)
+@pytest.fixture(params=DRIVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine on a server that no connection is open to yet."""
+    drivername: str = request.param
+    fixture = "postgresql_url" if "postgresql" in drivername else "mariadb_url"
+    url = make_url(request.getfixturevalue(fixture)).set(drivername=drivername)
     if drivername.endswith("pg8000") and url.query.get("host"):
         url = url.set(query={"unix_sock": f"{url.query['host']}/.s.PGSQL.5432"})
     engine = create_engine(url)
+    yield engine
+    engine.dispose()
 
-    @event.listens_for(engine, "connect")
+
+def test_a_connection_keeps_the_mode_that_a_listener_gave_it(
+    app: Flask, server: Engine
+) -> None:
+    @event.listens_for(server, "connect")
     def _(connection: Any, _: object) -> None:
         if callable(connection.autocommit):
             connection.autocommit(True)
         else:
             connection.autocommit = True
 
-    session = FlaskScopedSession(sessionmaker(engine), app)
+    session = FlaskScopedSession(sessionmaker(server), app)
     with isolate(session), app.app_context():
         session.execute(text("SELECT 1"))
-    with engine.connect() as connection:
+    with server.connect() as connection:
         driver: Any = connection.connection.driver_connection
         get = getattr(driver, "get_autocommit", lambda: driver.autocommit)
         assert get()
-    engine.dispose()
+
+
+def test_a_connection_keeps_the_isolation_level_that_a_listener_gave_it(
+    app: Flask, server: Engine
+) -> None:
+    @event.listens_for(server, "connect")
+    def _(connection: Any, _: object) -> None:
+        # Neither is the default of either database.
+        if server.dialect.name == "postgresql":
+            set_level = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL "
+            connection.cursor().execute(f"{set_level} SERIALIZABLE")
+        else:
+            set_level = "SET SESSION TRANSACTION ISOLATION LEVEL "
+            connection.cursor().execute(f"{set_level} READ COMMITTED")
+        connection.commit()
+
+    with server.connect() as connection:
+        level = connection.get_isolation_level()
+    server.dispose()
+    session = FlaskScopedSession(sessionmaker(server), app)
+    with isolate(session), app.app_context():
+        options = {"isolation_level": "REPEATABLE READ"}
+        session.connection(execution_options=options)
+        session.execute(text("SELECT 1"))
+    with server.connect() as connection:
+        assert connection.get_isolation_level() == level
+    assert level in ("SERIALIZABLE", "READ COMMITTED")
+
+
+class TestAListenerOfThePool:
+    def test_that_is_removed_in_the_block_is_removed_for_good(
+        self, app: Flask, session: FlaskScopedSession[Session], engine: Engine
+    ) -> None:
+        heard: list[object] = []
+
+        def listen(*arguments: object) -> None:
+            heard.append(arguments)
+
+        event.listen(engine, "checkout", listen)
+        with isolate(session), app.app_context():
+            session.execute(text("SELECT 1"))
+            assert len(heard) == 1
+            event.remove(engine, "checkout", listen)
+            session.rollback()
+            session.execute(text("SELECT 1"))
+        engine.connect().close()
+        assert len(heard) == 1
+
+    def test_that_is_set_in_the_block_stays_until_it_is_removed(
+        self, app: Flask, session: FlaskScopedSession[Session], engine: Engine
+    ) -> None:
+        heard: list[object] = []
+
+        def listen(*arguments: object) -> None:
+            heard.append(arguments)
+
+        with isolate(session), app.app_context():
+            event.listen(engine, "checkout", listen)
+            session.execute(text("SELECT 1"))
+            assert len(heard) == 1
+        engine.connect().close()
+        assert len(heard) == 2
+        event.remove(engine, "checkout", listen)
+        engine.connect().close()
+        assert len(heard) == 2
+
+
+def test_engines_of_one_database_with_different_drivers_are_refused_at_once(
+    app: Flask, mariadb_url: str
+) -> None:
+    engines = [
+        create_engine(make_url(mariadb_url).set(drivername=f"mariadb+{driver}"))
+        for driver in ("pymysql", "mysqlconnector")
+    ]
+    pools = [engine.pool for engine in engines]
+    first, second = (
+        FlaskScopedSession(sessionmaker(engine), app, name=engine.driver)
+        for engine in engines
+    )
+    with pytest.raises(IsolationError, match="different drivers"):
+        isolate(first, second).__enter__()
+    assert [engine.pool for engine in engines] == pools
+    with isolate(first), app.app_context():
+        first.execute(text("SELECT 1"))
 
 
 def test_a_connection_that_the_server_ended_is_told_so(

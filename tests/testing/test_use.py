@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import factory
@@ -787,48 +786,3 @@ class TestSessionsAtTheSameTime:
             with pytest.raises(IsolationError):
                 other.rollback()
             assert {"ann", "cid"} <= {*names(session)}
-
-
-def test_any_order_of_sessions_stores_what_a_database_would(
-    app: Flask, engine: Engine
-) -> None:
-    """Compare random runs of three sessions with what each has committed."""
-    scoped = [
-        FlaskScopedSession(sessionmaker(engine), app, name=name) for name in "abc"
-    ]
-    finished = 0
-    for seed in range(100):
-        random = Random(seed)  # noqa: S311  # to be repeated, not to be secret
-        committed: set[str] = set()
-        pending: dict[str, set[str]] = {one.name: set() for one in scoped}
-        refused = False
-        with suppress(IsolationError), isolate(*scoped), app.app_context():
-            try:
-                for step in range(8):
-                    one = random.choice(scoped)
-                    match random.choice(["read", "write", "commit", "roll back"]):
-                        case "read":
-                            assert committed <= {*names(one)}
-                        case "write":
-                            one.add(User(name=f"{one.name}{step}"))
-                            one.flush()
-                            pending[one.name].add(f"{one.name}{step}")
-                        case "commit":
-                            one.commit()
-                            committed |= pending[one.name]
-                            pending[one.name] = set()
-                        case _:
-                            one.rollback()
-                            pending[one.name] = set()
-                for one in scoped:
-                    one.commit()
-                    committed |= pending[one.name]
-            except IsolationError:
-                refused = True
-            for one in scoped:
-                with suppress(IsolationError):
-                    one.remove()
-            found = {*names(scoped[0])}
-            assert found >= committed if refused else found == committed
-        finished += not refused
-    assert finished > 40

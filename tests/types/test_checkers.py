@@ -156,14 +156,6 @@ EXEMPTIONS: list[Exemption] = [
     Exemption(
         "zuban",
         "0.10.2",
-        "flask_sqlalchemy_session/testing/_cursor.py",
-        "__iter__",
-        "return iter(",
-        "loses what an iterator of `Any` is",
-    ),
-    Exemption(
-        "zuban",
-        "0.10.2",
         "tests/types/usage/__init__.py",
         "check",
         "return value",

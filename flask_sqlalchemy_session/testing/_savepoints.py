@@ -1,0 +1,157 @@
+"""Transactions that share one real transaction, as savepoints of it.
+
+A savepoint can only be rolled back together with all that came after it, while
+transactions of different connections may end in any order. So these hold:
+
+- A transaction that has only read keeps no savepoint below another's work. It gets new
+  ones before its next statement.
+- What one writes after the savepoint of another, which has not ended, can't outlive a
+  rollback of that other one. That rollback is refused.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+from ._errors import IsolationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_numbers = count(1)
+
+
+def new_name() -> str:
+    return f"isolate_{next(_numbers)}"
+
+
+class Transaction:
+    """What one of those that share the connection takes for its transaction."""
+
+    failed = False
+    """Whether PostgreSQL would refuse all but a rollback."""
+
+    savepoints: list[tuple[str, str]]
+    """Its own name of each, and that in the database. It begins with one of ours."""
+
+
+class Savepoints:
+    """Keeps who has written what after whose savepoint."""
+
+    def __init__(self, execute: Callable[[str], object]) -> None:
+        self.refused: IsolationError | None = None
+        self._execute = execute
+        # What can still be undone, the oldest first: who set a savepoint, with its name
+        # in the database, or who wrote, without one.
+        self._log: list[tuple[Transaction, str]] = []
+
+    def enter(self, one: Transaction) -> None:
+        """Set the savepoints that a transaction needs before its next statement."""
+        self._release_reader(one)
+        if not one.savepoints:
+            self.set(one)
+        elif not self.is_open(one):
+            for _, name in one.savepoints:
+                self._push(one, name)
+
+    def set(self, one: Transaction, name: str = "") -> None:
+        one.savepoints.append((name, new_name()))
+        self._push(one, one.savepoints[-1][1])
+
+    def set_for_statement(self, one: Transaction) -> None:
+        """Let the next statement be undone alone, if others have written meanwhile."""
+        if self._is_used_by_others(one, -1):
+            self.set(one)
+
+    def note_write(self, one: Transaction) -> None:
+        if self._log[-1] != (one, ""):
+            self._log.append((one, ""))
+
+    def fail(self, one: Transaction) -> None:
+        """Undo what came after the last savepoint of a transaction that failed."""
+        self._undo(one, -1)
+        one.failed = True
+
+    def commit(self, one: Transaction) -> None:
+        self.release(one, 0)
+
+    def rollback(self, one: Transaction) -> None:
+        """Undo what a transaction has written.
+
+        :raises IsolationError: when that would undo what others have written. All
+            of it is kept then.
+        """
+        self._release_reader(one)
+        used = self.is_open(one) and self._is_used_by_others(one, 0)
+        if self.is_open(one) and not used:
+            self._undo(one, 0)
+        self.release(one, 0)
+        if used:
+            self._refuse(
+                "A transaction was rolled back, or its session closed without a "
+                "commit, after it had written and while another session wrote too."
+            )
+
+    def rollback_to(self, one: Transaction, number: int) -> None:
+        """Undo what a transaction has written after a savepoint of its own.
+
+        :raises IsolationError: as :meth:`rollback`.
+        """
+        self._release_reader(one)
+        if self.is_open(one):
+            if self._is_used_by_others(one, number):
+                self._refuse(
+                    "A savepoint was rolled back to after another session wrote inside "
+                    "it."
+                )
+            self._undo(one, number)
+        del one.savepoints[number + 1 :]
+
+    def release(self, one: Transaction, number: int) -> None:
+        self._release_reader(one)
+        if self.is_open(one):
+            names = [name for _, name in one.savepoints[number:]]
+            after = self._log[self._log.index((one, names[0])) :]
+            # Below the savepoint of another it stays, where it does no harm.
+            if not any(name and owner is not one for owner, name in after):
+                self._execute(f"RELEASE SAVEPOINT {names[0]}")
+            self._log = [each for each in self._log if each[1] not in names]
+            while self._log and not self._log[0][1]:  # what nobody can undo any more
+                del self._log[0]
+        del one.savepoints[number:]
+
+    def is_open(self, one: Transaction) -> bool:
+        return bool(one.savepoints) and (one, one.savepoints[0][1]) in self._log
+
+    def _push(self, one: Transaction, name: str) -> None:
+        self._execute(f"SAVEPOINT {name}")
+        self._log.append((one, name))
+
+    def _undo(self, one: Transaction, number: int) -> None:
+        _, name = one.savepoints[number]
+        self._execute(f"ROLLBACK TO SAVEPOINT {name}")
+        del self._log[self._log.index((one, name)) + 1 :]
+
+    def _is_used_by_others(self, one: Transaction, number: int) -> bool:
+        start = self._log.index((one, one.savepoints[number][1]))
+        return any(owner is not one for owner, _ in self._log[start:])
+
+    def _release_reader(self, one: Transaction) -> None:
+        """Release the savepoints of the last transaction, if it has only read."""
+        last, name = self._log[-1] if self._log else (one, "")
+        if last is one or not name:
+            return
+        start = self._log.index((last, last.savepoints[0][1]))
+        if all(name for _, name in self._log[start:]):
+            self._execute(f"RELEASE SAVEPOINT {last.savepoints[0][1]}")
+            del self._log[start:]
+
+    def _refuse(self, what: str) -> None:
+        refused = IsolationError(
+            f"{what} Inside isolate() the sessions of an engine share one connection, "
+            "which can't undo the work of one and keep what came after it from "
+            "another. Commit or roll back the first before the other writes."
+        )
+        self.refused = self.refused or refused
+        raise refused
