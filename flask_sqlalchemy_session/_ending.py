@@ -38,6 +38,7 @@ class _Popping(threading.local):
 _popping = _Popping()
 _teardowns: WeakSet[Callable[..., None]] = WeakSet()
 _subclasses: dict[type[Any], type[Any]] = {}
+_watched: set[type[AppContext]] = set()
 
 
 def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> Any:
@@ -60,14 +61,10 @@ def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> 
 
 def watch(context: AppContext) -> None:
     """Let a context say when it is popped."""
-    class_ = type(context)
-    watched = _subclasses.get(class_) or subclass(class_, _context_methods)
-    if watched is not class_:
-        context.__class__ = watched
-
-
-def _is_watched(context: AppContext | None) -> bool:
-    return _subclasses.get(type(context)) is type(context)
+    if type(context) not in _watched:
+        class_ = subclass(type(context), _context_methods)
+        _watched.add(class_)
+        context.__class__ = class_
 
 
 def has_ended(context: AppContext) -> bool:
@@ -96,7 +93,7 @@ def _context_methods(class_: type[AppContext]) -> dict[str, object]:
 
 
 def _end(context: AppContext | None) -> None:
-    if context is not None and _is_watched(context):
+    if context is not None and type(context) in _watched:
         vars(context)[_ENDED] = True
         release(context, through_owners=context is find_context())
 
@@ -135,7 +132,7 @@ def end_with_contexts(app: Flask) -> None:
         else:
             # It has had no session so far. One that has had a session goes on.
             current = find_context()
-            if current and not _is_watched(current) and is_mine(current.app):
+            if current and type(current) not in _watched and is_mine(current.app):
                 context = current
         try:
             tear_down(context.app if context else original(), *args, **kwargs)
