@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from typing import TYPE_CHECKING
 
@@ -64,11 +63,3 @@ def in_a_thread(work: Callable[[], object]) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-
-
-def collect() -> None:
-    """Collect garbage, an open connection of aiosqlite's perhaps.
-
-    Up to Python 3.11 that would make the main thread a loop, which nobody closes.
-    """
-    in_a_thread(gc.collect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -57,6 +58,16 @@ class Open:
 _open = Open()
 
 
+def collect() -> None:
+    """Collect garbage, an open connection of aiosqlite's perhaps.
+
+    Up to Python 3.11 that would make the main thread a loop, which nobody closes.
+    """
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    thread.join()
+
+
 @contextmanager
 def nothing_left_open() -> Iterator[None]:
     """Fail where the block ends with a connection or a transaction that it opened.
@@ -66,7 +77,7 @@ def nothing_left_open() -> Iterator[None]:
     """
     connections, sessions = set(_open.connections), set(_open.sessions)
     yield
-    gc.collect()
+    collect()
     assert not set(_open.connections) - connections, "a connection was not given back"
     assert not _open.sessions - sessions, "a session in a transaction was not closed"
 
@@ -74,7 +85,7 @@ def nothing_left_open() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def earlier_objects_out_of_the_collector() -> Iterator[None]:
     """Keep what is there before a module's tests from being looked through by each."""
-    gc.collect()
+    collect()
     gc.freeze()
     yield
     gc.unfreeze()
@@ -85,7 +96,7 @@ def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves something open, unless it is marked `leaks`."""
     if request.node.get_closest_marker("leaks"):
         yield
-        gc.collect()
+        collect()
     else:
         with nothing_left_open():
             yield

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlalchemy.util import greenlet_spawn
 
 from flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession, use_one_event_loop
-from tests.async_support import async_url, collect, in_a_thread, run, settle
+from tests.async_support import async_url, in_a_thread, run, settle
+from tests.leaks import collect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

@@ -6,7 +6,6 @@ released is interrupted once, without the cyclic collector.
 
 from __future__ import annotations
 
-import gc
 import warnings
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession, use_one_event_loop
 from tests.async_support import run, settle
+from tests.leaks import collect
 from tests.scope.test_interrupts import PACKAGE, Interrupter, run as run_interrupted
 from tests.support import OopsError
 
@@ -94,7 +94,7 @@ def test_an_interrupt_at_any_line_leaves_nothing_that_only_the_collector_ends(
             interrupter = interrupt(at)
             if pool.checkedout():
                 kept.add(interrupter.where)
-                gc.collect()
+                collect()
                 run(settle)
             assert pool.checkedout() == 0
             with app.app_context():  # the next one has its own session

@@ -33,7 +33,8 @@ from flask_sqlalchemy_session.asyncio import (
     flask_async_scoped_session,
     use_one_event_loop,
 )
-from tests.async_support import collect, in_a_thread, run, wait_until
+from tests.async_support import in_a_thread, run, wait_until
+from tests.leaks import collect
 from tests.support import Held, User
 
 if TYPE_CHECKING:
