@@ -98,6 +98,12 @@ def _end(context: AppContext | None) -> None:
         release(context, through_owners=context is find_context())
 
 
+def end_if_missed(context: AppContext) -> None:
+    """Release the sessions of a context that Flask should have torn down."""
+    if not has_ended(context):
+        _end(context)
+
+
 def _call_without_app(
     function: Callable[..., None], _: Flask | None, *args: Any, **kwargs: Any
 ) -> None:

@@ -16,7 +16,7 @@ from flask import Flask, Response, has_app_context
 from flask.ctx import AppContext
 
 from ._context import get_context
-from ._ending import BEFORE_FLASK_3_2, has_ended, subclass
+from ._ending import BEFORE_FLASK_3_2, end_if_missed, has_ended, subclass
 
 if TYPE_CHECKING:
     from flask.ctx import RequestContext  # which Flask 3.2 warns of
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # another request, or the rest of a streamed body.
 _SHARED = "_flask_sqlalchemy_session_shared"
 _ANSWERED = "_flask_sqlalchemy_session_answered"
+
+# On a request context: the application context that was pushed with it.
+_OWN = "_flask_sqlalchemy_session_own"
 
 
 def give_requests_contexts(app: Flask) -> None:
@@ -62,6 +65,8 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
                     vars(request)["app"] = _Unshared(request)
                 else:
                     vars(context)[_SHARED] = vars(context).get(_SHARED, 0) + 1
+                    return request
+        request.__class__ = subclass(type(request), _request_methods)
         return request
 
     def process_response(self: Flask, response: Response) -> Response:
@@ -73,3 +78,20 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
         return class_.process_response(self, response)
 
     return {"request_context": request_context, "process_response": process_response}
+
+
+def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
+    def push(self: RequestContext) -> None:
+        class_.push(self)
+        vars(self).setdefault(_OWN, get_context())
+
+    def pop(self: RequestContext, *args: Any, **kwargs: Any) -> None:
+        try:
+            class_.pop(self, *args, **kwargs)
+        except BaseException:
+            # Up to Flask 3.0 one that is popped elsewhere leaves its own as it was.
+            if _OWN in vars(self):
+                end_if_missed(vars(self)[_OWN])
+            raise
+
+    return {"push": push, "pop": pop}
