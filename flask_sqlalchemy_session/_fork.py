@@ -24,6 +24,12 @@ live: set[ref[Inheritable]] = set()
 
 forget = live.discard
 
+
+def living() -> list[Inheritable]:
+    """Return what may be open. A list: something may be dropped meanwhile."""
+    return [each for open_ in list(live) if (each := open_()) is not None]
+
+
 _held: dict[int, list[Inheritable]] = {}
 _never_finalised: list[object] = []
 _pid = os.getpid()
@@ -48,7 +54,7 @@ def never_finalise(objects: list[object]) -> None:
 
 def _hold() -> None:
     """Keep what is open from a collection in the child before its turn has come."""
-    _held[get_ident()] = [each for open_ in list(live) if (each := open_())]
+    _held[get_ident()] = living()
 
 
 def _drop() -> None:
@@ -57,7 +63,7 @@ def _drop() -> None:
 
 def _leave_to_parent() -> None:
     global _pid  # noqa: PLW0603  # what it tells is the process's
-    inherited = [each.leave_to_parent() for open_ in live if (each := open_())]
+    inherited = [each.leave_to_parent() for each in living()]
     live.clear()
     _held.clear()
     _pid = os.getpid()

@@ -48,10 +48,6 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
     def sync_session(self, session: S) -> Session:
         return session
 
-    def is_open(self, session: S) -> bool:
-        # Not what a test's fake answers to all that it is asked.
-        return session.in_transaction() is True
-
     def close_session(self, session: S, *, wait: bool = True) -> None:
         close(session)
         # A listener of the end of a transaction may begin the next, and so for ever.

@@ -21,7 +21,7 @@ from flask_sqlalchemy_session._factory import (
     check_keywords,
     class_made_by,
 )
-from flask_sqlalchemy_session._fork import live
+from flask_sqlalchemy_session._fork import living
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import ContextRegistry, register
 from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS, Holder
@@ -140,10 +140,6 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
     def sync_session(self, session: AS) -> Session:
         return session.sync_session
 
-    def is_open(self, session: AS) -> bool:
-        # Not what a test's fake answers to all that it is asked.
-        return session.in_transaction() is True
-
     def set(self, obj: AS) -> None:
         self._settle(obj)
         super().set(obj)
@@ -171,12 +167,9 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
 @at_end.append
 def _close_abandoned() -> None:
-    for each in list(live):
-        holder = each()
-        if isinstance(holder, Holder) and isinstance(
-            holder.closer, AsyncSessionRegistry
-        ):
-            holder.close(wait=False)
+    for each in living():
+        if isinstance(each, Holder) and isinstance(each.closer, AsyncSessionRegistry):
+            each.close(wait=False)
 
 
 class AsyncSessionProxy(LocalProxy[AS]):

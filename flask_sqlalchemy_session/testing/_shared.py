@@ -225,7 +225,7 @@ class SharedConnection:
             self.ended = True
             kept = False
             try:
-                # Is there only if the transaction is.
+                # Where something has ended the transaction, this savepoint is gone.
                 if self.broken is None:
                     self.execute(f"ROLLBACK TO SAVEPOINT {self._name}")
                     kept = self.database == "mysql" and self._keeps_rows()
