@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import current_app
@@ -90,3 +90,15 @@ def use(session: Session) -> None:
     session.info["mark"] = True
     session.add(User(name="mark"))
     session.flush()
+
+
+def begin_explicitly(engine: Engine) -> None:
+    """Set SQLite up as SQLAlchemy's documentation has it for true transactions."""
+
+    @event.listens_for(engine, "connect")
+    def _(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")

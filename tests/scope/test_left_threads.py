@@ -30,6 +30,11 @@ pytestmark = [
 ]
 
 
+on_a_thread_that_was_left = before_flask_3_2(
+    "a context that ends elsewhere is refused, and stays live"
+)
+
+
 @pytest.fixture
 def thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPoolExecutor]:
     """A thread of a server's, on which contexts are left."""
@@ -117,7 +122,7 @@ def check_requests(
 
 
 @pytest.mark.usefixtures("views")
-@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+@on_a_thread_that_was_left
 def test_requests_after_a_body_that_was_reclaimed_elsewhere(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:
@@ -129,7 +134,7 @@ def test_requests_after_a_body_that_was_reclaimed_elsewhere(
 
 
 @pytest.mark.usefixtures("views")
-@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+@on_a_thread_that_was_left
 def test_requests_while_a_body_is_not_reclaimed_and_after(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:
@@ -143,7 +148,7 @@ def test_requests_while_a_body_is_not_reclaimed_and_after(
 
 
 @pytest.mark.usefixtures("views")
-@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+@on_a_thread_that_was_left
 def test_requests_after_a_body_that_another_request_reclaimed(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:
@@ -163,7 +168,7 @@ def test_requests_after_a_body_that_another_request_reclaimed(
 
 
 @pytest.mark.usefixtures("views")
-@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+@on_a_thread_that_was_left
 def test_requests_after_a_job_whose_context_was_popped_elsewhere(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:
@@ -182,7 +187,7 @@ def test_requests_after_a_job_whose_context_was_popped_elsewhere(
 
 
 @pytest.mark.usefixtures("views")
-@before_flask_3_2("a context that ends elsewhere is refused, and stays live")
+@on_a_thread_that_was_left
 def test_a_stream_on_a_thread_that_was_left_is_read_to_its_end(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:

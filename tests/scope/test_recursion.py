@@ -146,17 +146,21 @@ def test_a_listener_that_uses_the_session_when_it_is_removed_is_bounded(
     assert not any(session.in_transaction() for session in made)
 
 
+def begin_under_two_thousand_names(app: Flask, engine: Engine) -> list[Session]:
+    names = [f"name {number}" for number in range(2000)]
+    used = [
+        FlaskScopedSession(sessionmaker(engine), app, name=name)() for name in names
+    ]
+    for session in used:
+        session.begin()
+    return used
+
+
 def test_two_thousand_names_in_one_context_are_released(
     app: Flask, memory: Engine
 ) -> None:
-    sessions = [
-        FlaskScopedSession(sessionmaker(memory), app, name=f"name {number}")
-        for number in range(2000)
-    ]
     with app.app_context():
-        used = [session() for session in sessions]
-        for session in used:
-            session.begin()
+        used = begin_under_two_thousand_names(app, memory)
     assert not any(session.in_transaction() for session in used)
 
 
@@ -164,13 +168,7 @@ def test_two_thousand_names_in_one_context_are_released(
 def test_two_thousand_names_are_released_by_the_safety_net_too(
     app: Flask, memory: Engine
 ) -> None:
-    sessions = [
-        FlaskScopedSession(sessionmaker(memory), app, name=f"name {number}")
-        for number in range(2000)
-    ]
     with app.app_context() as context:
-        used = [session() for session in sessions]
-        for session in used:
-            session.begin()
+        used = begin_under_two_thousand_names(app, memory)
         vars(context.g).clear()
         assert not any(session.in_transaction() for session in used)

@@ -35,6 +35,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
 from flask_sqlalchemy_session.testing import IsolationError, isolate
+from tests.support import begin_explicitly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,15 +125,7 @@ def engine(url: URL) -> Iterator[Engine]:
         warnings.simplefilter("ignore", SyntaxWarning)
         engine = create_engine(url)
     if "begin" in str(url.database):
-
-        @event.listens_for(engine, "connect")
-        def _(connection: Any, _: object) -> None:
-            connection.isolation_level = None
-
-        @event.listens_for(engine, "begin")
-        def _(connection: Any) -> None:
-            connection.exec_driver_sql("BEGIN")
-
+        begin_explicitly(engine)
     if "wal" in str(url.database):
 
         @event.listens_for(engine, "connect")

@@ -14,7 +14,6 @@ from sqlalchemy import (
     Engine,
     StaticPool,
     create_engine,
-    event,
     func,
     insert,
     inspect,
@@ -32,7 +31,7 @@ from sqlalchemy.orm import (
 
 from flask_sqlalchemy_session import FlaskScopedSession
 from flask_sqlalchemy_session.testing import IsolationError, isolate
-from tests.support import Base, Held, User
+from tests.support import Base, Held, User, begin_explicitly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,18 +51,6 @@ class Note(OtherBase):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     text: Mapped[str]
-
-
-def begin_explicitly(engine: Engine) -> None:
-    """Set SQLite up as SQLAlchemy's documentation has it for true transactions."""
-
-    @event.listens_for(engine, "connect")
-    def _(connection: Any, _: object) -> None:
-        connection.isolation_level = None
-
-    @event.listens_for(engine, "begin")
-    def _(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
 
 
 DATABASES: Mapping[str, Mapping[str, Any]] = {
