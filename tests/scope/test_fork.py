@@ -15,6 +15,10 @@ from tests.support import many_connections
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="this system does not fork"
+)
+
 # A process of its own, whose children can exit as processes do. Each child inherits
 # a context whose session has written a row; the parent then commits that row.
 SCRIPT = """
@@ -127,12 +131,104 @@ with Session(engine) as after:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@many_connections
-def test_a_forked_child_leaves_its_parents_transaction_alone(engine: Engine) -> None:
+# What runs in the child before the library's own hook: that of another library, which
+# was registered earlier. The last of the parent's hooks, in turn, is the earliest.
+EARLIER_HOOKS = """
+import gc, json, multiprocessing, os, subprocess, sys, threading, warnings
+
+last_in_parent, first_in_child = [], []
+os.register_at_fork(
+    before=lambda: [each() for each in last_in_parent],
+    after_in_child=lambda: [each() for each in first_in_child],
+)
+
+from flask import Flask
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session, sessionmaker
+from flask_sqlalchemy_session import FlaskScopedSession
+from tests.support import User
+
+warnings.simplefilter("ignore")  # about forking beside threads
+app = Flask("script")
+engine = create_engine(sys.argv[1])
+session = FlaskScopedSession(sessionmaker(engine), app)
+
+
+def os_fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def multiprocessing_fork():
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def preexec_fn():
+    return subprocess.run(["true"], preexec_fn=int).returncode
+
+
+def collects(name, fork):
+    # Of another thread, whose context variables the child has no more.
+    written, forked = threading.Event(), threading.Event()
+
+    def work():
+        app.app_context().push()
+        session.add(User(name=name))
+        session.flush()
+        written.set()
+        forked.wait()
+        session.commit()
+        session.remove()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    written.wait()
+    first_in_child.append(gc.collect)
+    code = fork()
+    first_in_child.clear()
+    forked.set()
+    thread.join()
+    return code
+
+
+def drops(name, fork):
+    # What is opened after the library's own hook, as by a thread at that moment.
+    context = app.app_context()
+
+    def open_late():
+        context.push()
+        session.add(User(name=name))
+        session.flush()
+
+    last_in_parent.append(open_late)
+    first_in_child.append(vars(context.g).clear)
+    code = fork()
+    last_in_parent.clear()
+    first_in_child.clear()
+    session.commit()
+    context.pop()
+    return code
+
+
+codes = {
+    f"{fork.__name__} {what.__name__}": what(f"{fork.__name__} {what.__name__}", fork)
+    for fork in (os_fork, multiprocessing_fork, preexec_fn)
+    for what in (collects, drops)
+}
+with Session(engine) as after:
+    print(json.dumps({"codes": codes, "rows": after.scalars(select(User.name)).all()}))
+"""
+
+
+def check(script: str, engine: Engine) -> None:
     url = engine.url.render_as_string(hide_password=False)
     done = subprocess.run(  # noqa: S603  # a script of ours
-        [sys.executable, "-c", SCRIPT, url],
+        [sys.executable, "-c", script, url],
         capture_output=True,
         text=True,
         check=False,
@@ -143,3 +239,15 @@ def test_a_forked_child_leaves_its_parents_transaction_alone(engine: Engine) -> 
     result = json.loads(done.stdout)
     assert set(result["codes"].values()) == {0}, result["codes"]
     assert result["rows"] == list(result["codes"])
+
+
+@many_connections
+def test_a_forked_child_leaves_its_parents_transaction_alone(engine: Engine) -> None:
+    check(SCRIPT, engine)
+
+
+@many_connections
+def test_a_collection_in_the_child_before_the_librarys_hook_ends_no_transaction(
+    engine: Engine,
+) -> None:
+    check(EARLIER_HOOKS, engine)
