@@ -1,58 +1,122 @@
-"""Measure, and write the tables of `docs/benchmarks.md` and the chart beside it."""
+"""Measure, and write the tables of `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
 import argparse
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import pyperf
+from pyperf import BenchmarkSuite
 
-from .contestants import created_users
-from .postgresql import postgresql_url
-from .report import Results, chart, page
+from .contestants import FLOORS, OURS, PEERS, created_users
+from .measure import CURVES, GROWN, cell
+from .shared import postgresql_url, table, write
 
-ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-
-def _environment(interpreter: str, directory: str) -> str:
-    """Make an environment for another interpreter, and return its Python."""
-    python = f"{directory}/bin/python"
-    uv = (sys.executable, "-m", "uv", "--quiet", "--no-python-downloads")
-    for command in (
-        (*uv, "venv", "--python", interpreter, directory),
-        (*uv, "pip", "install", "--python", python, f"{ROOT}[benchmarks]"),
-    ):
-        subprocess.run(command, check=True)  # noqa: S603  # our own words
-    return python
+PACKAGES = [
+    *("flask", "werkzeug", "sqlalchemy", "psycopg"),
+    *(peer.lower().replace(" ", "-") for peer in PEERS),
+]
 
 
-def _measure(
-    python: str, processes: int, rounds: int, urls: list[str], directory: str
-) -> pyperf.BenchmarkSuite:
+def measure(processes: int, rounds: int) -> BenchmarkSuite:
     """Measure in one process after the other, and put all together."""
-    suites, file = [], f"{directory}/measured.json"
-    for _ in range(processes):
-        command = [python, "-m", "benchmarks.measure", *urls, str(rounds), file]
-        subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603  # our own program
-        suites.append(pyperf.BenchmarkSuite.load(file))
+    suites = []
+    with TemporaryDirectory() as directory, postgresql_url(directory) as postgresql:
+        sqlite = f"sqlite:///{directory}/benchmarks.sqlite3"
+        file = f"{directory}/measured.json"
+        command = [sys.executable, "-m", "benchmarks.measure"]
+        command += [sqlite, postgresql, str(rounds), file]
+        with created_users(sqlite), created_users(postgresql):
+            for _ in range(processes):
+                subprocess.run(command, check=True)  # noqa: S603  # our own program
+                suites.append(BenchmarkSuite.load(file))
     whole, *others = suites
     for other in others:
         whole.add_runs(other)
     return whole
 
 
-def _write(output: Path, results: list[Results]) -> None:
-    file = output / "benchmarks.md"
-    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    text = f"{before}{BEGIN}\n{page(results)}\n{END}{after}"
-    file.write_text(text, encoding="utf-8")
-    drawing = chart(results[0])
-    (output / "benchmarks.svg").write_text(drawing, encoding="utf-8")
+def report(suite: BenchmarkSuite) -> str:
+    """Return what is shown: tables in Markdown."""
+    cells = [name.partition(" | ") for name in suite.get_benchmark_names()]
+    rows = [row for row, _, column in cells if column == OURS]
+    peers = [[row, *_amounts(suite, row, PEERS), _ratio(suite, row)] for row in rows]
+    floors = [[row, *_amounts(suite, row, FLOORS)] for row in rows]
+    return "\n".join(
+        [
+            _machine(suite),
+            "## Beside the alternatives\n",
+            table(["what", OURS, *PEERS, "to the best"], peers),
+            "The floors, of which neither looks for the current context:\n",
+            table(["what", OURS, *FLOORS], floors),
+            "## How cost grows\n\nTime for each use, by all threads together.\n",
+            *(_growth(suite, row) for row in GROWN),
+        ]
+    )
+
+
+def _machine(suite: BenchmarkSuite) -> str:
+    first = suite.get_benchmarks()[0]
+    about = first.get_metadata()
+    runs = first.get_runs()
+    loads = [f"{run.get_metadata()['load_avg_1min']:.1f}" for run in runs]
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    return (
+        f"Measured with Python {about['python_version']}, {versions}, on "
+        f"{about['platform']}, {about['cpu_count']} processors "
+        f"({about['cpu_model_name']}), in {len(runs)} process(es) of "
+        f"{len(runs[0].values)} rounds, at a load average of "
+        f"{', '.join(loads)}.\n"
+    )
+
+
+def _best(suite: BenchmarkSuite, row: str) -> str:
+    return min(PEERS, key=lambda peer: suite.get_benchmark(cell(row, peer)).median())
+
+
+def _amounts(suite: BenchmarkSuite, row: str, others: Iterable[str]) -> list[str]:
+    """Return the medians of a row, of which ours and the best peer's stand out."""
+    amounts = []
+    for column in (OURS, *others):
+        if cell(row, column) not in suite.get_benchmark_names():
+            amounts.append("n/a")
+            continue
+        benchmark = suite.get_benchmark(cell(row, column))
+        bold = "**" if column in (OURS, _best(suite, row)) else ""
+        amounts.append(f"{bold}{benchmark.format_value(benchmark.median())}{bold}")
+    return amounts
+
+
+def _ratio(suite: BenchmarkSuite, row: str) -> str:
+    """Compare with the best peer, within each round of each process."""
+    ours = suite.get_benchmark(cell(row, OURS)).get_runs()
+    theirs = suite.get_benchmark(cell(row, _best(suite, row))).get_runs()
+    ratios = [
+        median(mine / its for mine, its in zip(a.values, b.values, strict=True))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _growth(suite: BenchmarkSuite, row: str) -> str:
+    lines = []
+    for curve, sizes in CURVES.items():
+        costs = [suite.get_benchmark(cell(row, f"{size} {curve}")) for size in sizes]
+        ratio = costs[-1].median() / costs[0].median()
+        shown = (
+            f"{size}: {cost.format_value(cost.median())}"
+            for size, cost in zip(sizes, costs, strict=True)
+        )
+        lines.append([curve, ", ".join(shown), f"{ratio:.2f}"])
+    return table([row, "median at each size", "last to first"], lines)
 
 
 def main() -> None:
@@ -62,27 +126,15 @@ def main() -> None:
     add("--quick", action="store_true", help="one process; shows, and writes nothing")
     add("--processes", type=int, default=5, metavar="N")
     add("--rounds", type=int, default=40, metavar="N", help="of each process")
-    add("--python", action="append", default=[], metavar="PYTHON", help="one more")
-    add("--output", type=Path, metavar="DIRECTORY", help="where to write, not docs/")
+    add("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
     add("--save", metavar="FILE", help="for `python -m pyperf compare_to`")
     arguments = parser.parse_args()
-    output = arguments.output or (None if arguments.quick else ROOT / "docs")
-    processes = 1 if arguments.quick else arguments.processes
-    with TemporaryDirectory() as directory, postgresql_url(directory) as postgresql:
-        urls = [f"sqlite:///{directory}/benchmarks.sqlite3", postgresql]
-        pythons = [sys.executable]
-        for number, interpreter in enumerate(arguments.python):
-            pythons.append(_environment(interpreter, f"{directory}/{number}"))
-        with created_users(urls[0]), created_users(urls[1]):
-            results = [
-                Results(_measure(python, processes, arguments.rounds, urls, directory))
-                for python in pythons
-            ]
-    print(page(results))  # noqa: T201  # a command's output
+    suite = measure(1 if arguments.quick else arguments.processes, arguments.rounds)
+    print(report(suite))  # noqa: T201  # a command's output
     if arguments.save:
-        results[0].suite.dump(arguments.save, replace=True)
-    if output:
-        _write(output, results)
+        suite.dump(arguments.save, replace=True)
+    if not arguments.quick:
+        write(arguments.page, report(suite))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,16 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
-from flask import Flask, got_request_exception
+from flask import Flask
 from flask_sqlalchemy_lite import SQLAlchemy
 from sqlalchemy import URL, Pool, event, make_url, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -33,21 +34,22 @@ from flask_sqlalchemy_session.asyncio import (
     use_one_event_loop,
 )
 
-from .postgresql import postgresql_url
+from .shared import postgresql_url, table, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 PACKAGES = [
     *("flask", "asgiref", "sqlalchemy", "asyncpg", "psycopg", "aiosqlite"),
     *("flask-sqlalchemy-lite", "gunicorn"),
 ]
-QUERY, ANSWER = text("SELECT 1"), "1"
+HEADER = [
+    *("driver", "threads", "library", "served", "hung", "opened"),
+    *("ms a request", "first error"),
+]
+QUERY = text("SELECT 1")
 OPENED = "opened"
-SERVED, FAILED, UNANSWERED, NOT_SENT = "served", "failed", "unanswered", "not sent"
+SERVED, FAILED, HUNG, NOT_SENT = "served", "failed", "hung", "not sent"
 SECONDS_TO_START = 60
 SECONDS_TO_ANSWER = 10
 SECONDS_TO_SEND = 30
@@ -89,99 +91,83 @@ LIBRARIES: dict[str, Callable[[Flask, str], None]] = {
 }
 
 
-def application(library: str, url: str) -> WSGIApplication:
-    """Make what gunicorn serves. It writes connections and errors to its output."""
+def application(library: str, url: str) -> Flask:
+    """Make what gunicorn serves. It writes a line for each new connection."""
     app = Flask(__name__)
     LIBRARIES[library](app, url)
-
-    def say(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
-    def failed(_: Flask, exception: BaseException) -> None:
-        while exception.__cause__ is not None:  # the driver's own is the plainest
-            exception = exception.__cause__
-        # Without what stands in representations, which are long.
-        message = re.sub(r"<.*>", "…", " ".join(str(exception).split()))
-        say(f"{type(exception).__name__}: {message}")
-
-    def watched(
-        environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        try:
-            return app(environ, start_response)
-        except Exception as error:  # a teardown function's
-            failed(app, error)
-            raise
-
-    event.listen(Pool, "connect", lambda *_: say(OPENED))
-    got_request_exception.connect(failed, app, weak=False)
-    return watched
+    event.listen(Pool, "connect", lambda *_: print(OPENED, flush=True))  # noqa: T201  # counted below
+    return app
 
 
 @contextmanager
-def _served(library: str, url: URL, threads: int, directory: Path) -> Iterator[int]:
-    """Serve an application, and give the port."""
-    arguments = (library, url.render_as_string(hide_password=False))
+def _served(library: str, url: URL, threads: int, directory: str) -> Iterator[str]:
+    """Serve an application, and give its address."""
+    factory = (library, url.render_as_string(hide_password=False))
     with (
         socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
-        (directory / "output").open("w") as output,
-        (directory / "log").open("w") as log,
+        Path(directory, "opened").open("w") as opened,
+        Path(directory, "log").open("w") as log,
         subprocess.Popen(  # noqa: S603  # our own words
             [
                 *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread"),
                 *("--threads", str(threads), "--graceful-timeout", "2"),
                 *("--bind", f"fd://{listener.fileno()}"),
-                f"benchmarks.async_views:application{arguments}",
+                f"benchmarks.async_views:application{factory}",
             ],
             pass_fds=[listener.fileno()],
-            stdout=output,
+            stdout=opened,
             stderr=log,
         ) as process,
     ):
-        port: int = listener.getsockname()[1]
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         try:
-            # There is no such page, but it waits until the server is up.
-            assert _get(port, "/up", SECONDS_TO_START)[0] == 404
-            yield port
-        except BaseException:
-            sys.stderr.write((directory / "log").read_text())
-            raise
+            # There is no such page, but the answer comes when the server is up.
+            assert _get(f"{address}up", SECONDS_TO_START) == FAILED
+            yield address
         finally:
             process.terminate()
 
 
-def _get(port: int, path: str, timeout: float) -> tuple[int, str]:
-    with closing(HTTPConnection("127.0.0.1", port, timeout=timeout)) as client:
-        client.request("GET", path, headers={"Connection": "close"})
-        answer = client.getresponse()
-        return answer.status, answer.read().decode()
+def _get(address: str, timeout: float) -> str:
+    try:
+        with urlopen(address, timeout=timeout) as answer:  # noqa: S310  # our own
+            return SERVED if answer.read() == b"1" else FAILED
+    except HTTPError:
+        return FAILED
+    except TimeoutError:
+        return HUNG
 
 
-def _row(library: str, url: URL, threads: int, requests: int, directory: Path) -> str:
+def _load(
+    library: str, url: URL, threads: int, requests: int, directory: str
+) -> list[str]:
+    """Send requests, and return a row of the table."""
+
     def request(_: int) -> str:
         if time.perf_counter() > begin + SECONDS_TO_SEND:
             return NOT_SENT
-        try:
-            right = _get(port, "/", SECONDS_TO_ANSWER) == (200, ANSWER)
-        except TimeoutError:
-            return UNANSWERED
-        return SERVED if right else FAILED
+        return _get(address, SECONDS_TO_ANSWER)
 
-    with _served(library, url, threads, directory) as port:
+    with _served(library, url, threads, directory) as address:
         begin = time.perf_counter()
         with ThreadPoolExecutor(threads) as clients:
             outcomes = Counter(clients.map(request, range(requests)))
         seconds = time.perf_counter() - begin
-    output = (directory / "output").read_text().splitlines()
-    errors = [line for line in output if line != OPENED]
     sent = requests - outcomes[NOT_SENT]
-    error = f"`{errors[0]}`".replace("|", r"\|") if errors else ""
-    return (
-        f"| {url.get_driver_name()} | {threads} | {library} "
-        f"| {outcomes[SERVED]} of {sent} | {outcomes[UNANSWERED]} "
-        f"| {output.count(OPENED)} | {seconds / sent * 1e3:.1f} | {error} |\n"
+    opened = Path(directory, "opened").read_text().count(OPENED)
+    # The first traceback of a chain is that of the driver's own error.
+    error = re.search(
+        r"^Traceback .*\n(?: .*\n)+(.*)",
+        Path(directory, "log").read_text(),
+        re.MULTILINE,
     )
+    # Without what stands in representations, which are long.
+    message = re.sub(r"<.*>", "…", error[1]).replace("|", r"\|") if error else ""
+    return [
+        *(url.get_driver_name(), str(threads), library),
+        *(f"{outcomes[SERVED]} of {sent}", str(outcomes[HUNG]), str(opened)),
+        *(f"{seconds / sent * 1e3:.1f}", message and f"`{message}`"),
+    ]
 
 
 def main() -> None:
@@ -189,18 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.async_views", description=__doc__
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--quick", action="store_true", help="see that it runs; the figures say nothing"
     )
-    parser.add_argument(
-        "--page", type=Path, default=Path("docs/async.md"), metavar="FILE"
-    )
+    add("--page", type=Path, default=Path("docs/async.md"), metavar="FILE")
     arguments = parser.parse_args()
-    page: Path = arguments.page
-    table = (
-        "| driver | threads | library | served | hung | opened | ms a request "
-        "| first error |\n| --- | --: | --- | --: | --: | --: | --: | --- |\n"
-    )
+    rows = []
     with TemporaryDirectory() as directory, postgresql_url(directory) as postgresql:
         server = make_url(postgresql)
         urls = [
@@ -208,21 +189,14 @@ def main() -> None:
             server.set(drivername="postgresql+psycopg"),
             make_url(f"sqlite+aiosqlite:///{directory}/async_views.sqlite3"),
         ]
-        for url, threads, library in product(
-            urls, (1,) if arguments.quick else (1, 8), LIBRARIES
-        ):
-            requests = 6 if arguments.quick else 400
-            row = _row(library, url, threads, requests, Path(directory))
-            print(row, end="", flush=True)  # noqa: T201  # a command's output
-            table += row
+        all_threads, requests = ((1,), 6) if arguments.quick else ((1, 8), 400)
+        for url, threads, library in product(urls, all_threads, LIBRARIES):
+            rows.append(_load(library, url, threads, requests, directory))
+            print(*rows[-1], sep=", ", flush=True)  # noqa: T201  # a command's output
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(
-        f"{before}{BEGIN}\n{table}\nMeasured with {versions} and Python "
-        f"{platform.python_version()}.\n\n{END}{after}",
-        encoding="utf-8",
-    )
+    python = platform.python_version()
+    measured = f"Measured with {versions} and Python {python}.\n"
+    write(arguments.page, f"{table(HEADER, rows)}\n{measured}")
 
 
 if __name__ == "__main__":

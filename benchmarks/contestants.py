@@ -1,15 +1,15 @@
 """The library, its peers and the floors, each set up in its documented way.
 
 Each has an application of its own on the same database, with one view that reads a
-user by primary key.
+user by primary key. How a session is reached is source, for the view and for what is
+timed, so that no call is added to it.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import svcs
 from advanced_alchemy.extensions.flask import AdvancedAlchemy, SQLAlchemySyncConfig
@@ -30,30 +30,30 @@ from sqlalchemy.orm import (
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 OURS = "this library"
 BY_THREAD = "scoped_session"
 BY_HAND = "by hand"
-EMPTY_HOOK = "empty hook"
+
+
+class Columns:
+    __tablename__ = "benchmark_users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
 
 
 class Base(DeclarativeBase):
     pass
 
 
-class User(Base):
-    __tablename__ = "benchmark_users"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+class User(Columns, Base):
+    pass
 
 
-class AlchemicalUser(Model):
-    __tablename__ = "benchmark_users"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+class AlchemicalUser(Columns, Model):
+    pass
 
 
 @contextmanager
@@ -69,56 +69,16 @@ def created_users(url: str) -> Iterator[None]:
     engine.dispose()
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """How one library is used. Timed code is source, so that no call is added to it."""
-
-    name: str
-    app: Flask
-    session: str | None = None
-    """The expression for the context's session itself."""
-    accessor: str | None = None
-    """The expression to which an application adds `.get(...)`, as it documents."""
-    names: dict[str, object] = field(default_factory=dict)
-    """What these two use."""
-
-
-def this_library(url: str) -> Contestant:
-    app = Flask(__name__)
+def this_library(app: Flask, url: str) -> dict[str, object]:
     session = FlaskScopedSession(sessionmaker(create_engine(url)), app)
-
-    @app.get("/")
-    def view() -> str:
-        return current_session.get_one(User, 1).name
-
-    names = {"session": session, "proxy": session.proxy}
-    return Contestant(
-        OURS,
-        app,
-        "session()",
-        "current_session",
-        {**names, "current_session": current_session},
-    )
+    return {
+        "session": session,
+        "proxy": session.proxy,
+        "current_session": current_session,
+    }
 
 
-def plain_scoped_session(url: str) -> Contestant:
-    """The thread's floor: SQLAlchemy's own, with the hook of Flask's documentation."""
-    app = Flask(__name__)
-    session = scoped_session(sessionmaker(create_engine(url)))
-
-    @app.teardown_appcontext
-    def remove(_: BaseException | None) -> None:
-        session.remove()
-
-    @app.get("/")
-    def view() -> str:
-        return session.get_one(User, 1).name
-
-    return Contestant(BY_THREAD, app, "session()", "session", {"session": session})
-
-
-def flask_sqlalchemy(url: str) -> Contestant:
-    app = Flask(__name__)
+def flask_sqlalchemy(app: Flask, url: str) -> dict[str, object]:
     app.config["SQLALCHEMY_DATABASE_URI"] = url
 
     class ModelBase(DeclarativeBase):
@@ -126,59 +86,29 @@ def flask_sqlalchemy(url: str) -> Contestant:
 
     db = SQLAlchemy(app, model_class=ModelBase)
 
-    class FlaskUser(db.Model):  # type: ignore[misc, name-defined]  # a class made at run time, as its documentation has it
-        __tablename__ = "benchmark_users"
+    class FlaskUser(Columns, db.Model):  # type: ignore[misc, name-defined]  # a class made at run time, as its documentation has it
+        pass
 
-        id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str]
-
-    @app.get("/")
-    def view() -> str:
-        return db.session.get_one(FlaskUser, 1).name
-
-    return Contestant("Flask-SQLAlchemy", app, "db.session()", "db.session", {"db": db})
+    return {"db": db, "User": FlaskUser}
 
 
-def flask_sqlalchemy_lite(url: str) -> Contestant:
-    app = Flask(__name__)
+def flask_sqlalchemy_lite(app: Flask, url: str) -> dict[str, object]:
     app.config["SQLALCHEMY_ENGINES"] = {"default": url}
-    db = SQLAlchemyLite(app)
-
-    @app.get("/")
-    def view() -> str:
-        return db.session.get_one(User, 1).name
-
-    return Contestant(
-        "Flask-SQLAlchemy-Lite", app, "db.session", "db.session", {"db": db}
-    )
+    return {"db": SQLAlchemyLite(app)}
 
 
-def advanced_alchemy(url: str) -> Contestant:
-    app = Flask(__name__)
-    alchemy = AdvancedAlchemy(SQLAlchemySyncConfig(connection_string=url), app)
-
-    @app.get("/")
-    def view() -> str:
-        return alchemy.get_sync_session().get_one(User, 1).name
-
-    session = "alchemy.get_sync_session()"
-    return Contestant("Advanced Alchemy", app, session, session, {"alchemy": alchemy})
+def advanced_alchemy(app: Flask, url: str) -> dict[str, object]:
+    config = SQLAlchemySyncConfig(connection_string=url)
+    return {"alchemy": AdvancedAlchemy(config, app)}
 
 
-def alchemical(url: str) -> Contestant:
-    app = Flask(__name__)
+def alchemical(app: Flask, url: str) -> dict[str, object]:
     app.config["ALCHEMICAL_DATABASE_URL"] = url
-    db = Alchemical(app)
-
-    @app.get("/")
-    def view() -> str:
-        return db.session.get_one(AlchemicalUser, 1).name
-
-    return Contestant("Alchemical", app, "db.session", "db.session", {"db": db})
+    return {"db": Alchemical(app), "User": AlchemicalUser}
 
 
-def services(url: str) -> Contestant:
-    app = svcs.flask.init_app(Flask(__name__))
+def services(app: Flask, url: str) -> dict[str, object]:
+    svcs.flask.init_app(app)
     engine = create_engine(url)
 
     def make_session() -> Iterator[Session]:
@@ -186,44 +116,68 @@ def services(url: str) -> Contestant:
             yield session
 
     svcs.flask.register_factory(app, Session, make_session)
-
-    @app.get("/")
-    def view() -> str:
-        return svcs.flask.get(Session).get_one(User, 1).name
-
-    session = "svcs.flask.get(Session)"
-    return Contestant("svcs", app, session, session, {"svcs": svcs, "Session": Session})
+    return {"svcs": svcs, "Session": Session}
 
 
-def by_hand(url: str) -> Contestant:
+def plain_scoped_session(app: Flask, url: str) -> dict[str, object]:
+    """The thread's floor: SQLAlchemy's own, with the hook of Flask's documentation."""
+    session = scoped_session(sessionmaker(create_engine(url)))
+
+    @app.teardown_appcontext
+    def remove(_: BaseException | None) -> None:
+        session.remove()
+
+    return {"session": session}
+
+
+def by_hand(app: Flask, url: str) -> dict[str, object]:
     """The floor of all: what Python, Flask and SQLAlchemy cost alone."""
-    app = Flask(__name__)
     engine = create_engine(url)
     current: ContextVar[Session] = ContextVar("current")
     current.set(Session(engine))
-
-    @app.get("/")
-    def view() -> str:
-        with Session(engine) as session:
-            return session.get_one(User, 1).name
-
-    session = "current.get()"
-    names = {"current": current, "Session": Session, "engine": engine}
-    return Contestant(BY_HAND, app, session, session, names)
+    return {"current": current, "Session": Session, "engine": engine}
 
 
-def empty_hook(_: str) -> Contestant:
-    """Flask with a teardown hook that does nothing, to compare an idle context with."""
-    app = Flask(__name__)
+class Contestant(NamedTuple):
+    """How one library is used."""
 
-    @app.teardown_appcontext
-    def nothing(_: BaseException | None) -> None:
-        pass
+    set_up: Callable[[Flask, str], dict[str, object]]
+    """Sets it up, and returns what the expressions use."""
+    session: str
+    """The expression for the context's session itself."""
+    accessor: str
+    """The expression to which an application adds `.get(...)`, as it documents."""
+    view: str = "return {}.get_one(User, 1).name"
 
-    return Contestant(EMPTY_HOOK, app)
+    def serve(self, url: str) -> tuple[Flask, dict[str, Any]]:
+        """Return an application with a view, and what the expressions use."""
+        app = Flask(__name__)
+        names: dict[str, Any] = {"app": app, "User": User, **self.set_up(app, url)}
+        exec(f"def view():\n  {self.view.format(self.accessor)}", names)  # noqa: S102  # the sources below
+        app.add_url_rule("/", view_func=names["view"])
+        return app, names
 
 
-CONTESTANTS = [
-    *(this_library, flask_sqlalchemy, flask_sqlalchemy_lite, advanced_alchemy),
-    *(alchemical, services, plain_scoped_session, by_hand, empty_hook),
-]
+PEERS = {
+    "Flask-SQLAlchemy": Contestant(flask_sqlalchemy, "db.session()", "db.session"),
+    "Flask-SQLAlchemy-Lite": Contestant(
+        flask_sqlalchemy_lite, "db.session", "db.session"
+    ),
+    "Advanced Alchemy": Contestant(
+        advanced_alchemy, "alchemy.get_sync_session()", "alchemy.get_sync_session()"
+    ),
+    "Alchemical": Contestant(alchemical, "db.session", "db.session"),
+    "svcs": Contestant(services, "svcs.flask.get(Session)", "svcs.flask.get(Session)"),
+}
+FLOORS = {
+    BY_THREAD: Contestant(plain_scoped_session, "session()", "session"),
+    BY_HAND: Contestant(
+        *(by_hand, "current.get()", "current.get()"),
+        "with Session(engine) as session: return session.get_one(User, 1).name",
+    ),
+}
+CONTESTANTS = {
+    OURS: Contestant(this_library, "session()", "current_session"),
+    **PEERS,
+    **FLOORS,
+}

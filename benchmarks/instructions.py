@@ -22,7 +22,13 @@ import sysconfig
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypedDict
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+from flask_sqlalchemy_session import FlaskScopedSession, current_session
 
 STORED = Path(__file__).with_name("instructions.json")
 TOLERANCE = 0.05
@@ -40,30 +46,14 @@ HOT_PATHS = {
 }
 
 
-class Counts(TypedDict):
-    """What is stored for one Python version."""
-
-    versions: dict[str, str]
-    instructions: dict[str, int]
-
-
 def run_hot_paths() -> None:
     """Run them, with a call of `getpriority` before and after each.
 
     Callgrind is told to write and reset its counts there. Nothing else calls it.
     """
-    from flask import Flask  # noqa: PLC0415  # under valgrind each import takes seconds
-    from sqlalchemy import create_engine  # noqa: PLC0415
-    from sqlalchemy.orm import sessionmaker  # noqa: PLC0415
-
-    from flask_sqlalchemy_session import (  # noqa: PLC0415
-        FlaskScopedSession,
-        current_session,
-    )
-
     app, bare = Flask("app"), Flask("bare")
     session = FlaskScopedSession(sessionmaker(create_engine("sqlite://")), app)
-    names = {
+    names: dict[str, Any] = {
         "app": app,
         "bare": bare,
         "session": session,
@@ -74,13 +64,11 @@ def run_hot_paths() -> None:
         for source in ("pass", *HOT_PATHS.values()):
             loop = f"def run(repetitions):\n for _ in repetitions:\n  {source}\n"
             exec(loop, names)  # noqa: S102  # the sources above
-            run = names["run"]
-            assert callable(run)
-            run(range(100))  # until the interpreter has specialised it
+            names["run"](range(100))  # until the interpreter has specialised it
             gc.collect()
             gc.disable()
             os.getpriority(os.PRIO_PROCESS, 0)
-            run(range(REPETITIONS))
+            names["run"](range(REPETITIONS))
             os.getpriority(os.PRIO_PROCESS, 0)
             gc.enable()
 
@@ -98,21 +86,26 @@ def count() -> dict[str, int]:
             capture_output=True,
             env={**os.environ, "PYTHONHASHSEED": "0"},
         )
-        totals = [
-            _total(Path(directory, f"out.{number}"))
+        # What comes before the first loop, and between two, is not asked for.
+        dumps = [
+            Path(directory, f"out.{number}").read_text()
             for number in range(2, 2 * len(HOT_PATHS) + 3, 2)
         ]
-    loop = totals[0]
+    totals = re.findall(r"^totals: (\d+)", "\n".join(dumps), re.MULTILINE)
+    loop, *others = map(int, totals)
     return {
         name: (total - loop) // REPETITIONS
-        for name, total in zip(HOT_PATHS, totals[1:], strict=True)
+        for name, total in zip(HOT_PATHS, others, strict=True)
     }
 
 
-def _total(file: Path) -> int:
-    found = re.search(r"^totals: (\d+)", file.read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
+def _versions() -> dict[str, str]:
+    """Name what the counts depend on."""
+    options = str(sysconfig.get_config_var("CONFIG_ARGS"))
+    optimised = "optimised" if "--enable-optimizations" in options else "not optimised"
+    build = (platform.python_version(), platform.machine(), platform.python_compiler())
+    versions = {package: version(package) for package in PACKAGES}
+    return {"python": ", ".join([*build, optimised]), **versions}
 
 
 def main() -> int:
@@ -130,51 +123,23 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         print("Skipped: valgrind is not installed.")  # noqa: T201  # a command's output
         return 0
+    all_stored = json.loads(STORED.read_text())
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stored: dict[str, Counts] = (
-        json.loads(STORED.read_text()) if STORED.exists() else {}
-    )
-    counts = Counts(
-        versions={
-            "python": _build(),
-            **{package: version(package) for package in PACKAGES},
-        },
-        instructions=count(),
-    )
-    before = stored.get(python)
-    grown = _compare(counts, before)
-    if arguments.write:
-        stored[python] = counts
-        text = json.dumps(stored, indent=2, sort_keys=True) + "\n"
-        STORED.write_text(text)
-        return 0
-    if before is None:
-        print(f"Nothing is stored for Python {python}: use --write.")  # noqa: T201  # a command's output
-    return 1 if grown else 0
-
-
-def _build() -> str:
-    """Name what an interpreter's instructions depend on."""
-    options = str(sysconfig.get_config_var("CONFIG_ARGS"))
-    optimised = "optimised" if "--enable-optimizations" in options else "not optimised"
-    return (
-        f"{platform.python_version()}, {platform.machine()}, "
-        f"{platform.python_compiler()}, {optimised}"
-    )
-
-
-def _compare(counts: Counts, before: Counts | None) -> bool:
-    """Show the counts beside those before, and tell whether one has grown."""
+    stored = all_stored.get(python, {"instructions": {}, "versions": {}})
+    counts, versions = count(), _versions()
     grown = False
-    for name, now in counts["instructions"].items():
-        old = before["instructions"].get(name) if before else None
-        change = "new" if old is None else f"{now / old - 1:+.1%}"
-        print(f"{name:40} {now:8} {change}")  # noqa: T201  # a command's output
-        grown = grown or (old is not None and now > old * (1 + TOLERANCE))
-    if before and before["versions"] != counts["versions"]:
-        print(f"Stored with {before['versions']}, this is {counts['versions']}.")  # noqa: T201  # a command's output
-        return False
-    return grown
+    for name, now in counts.items():
+        before = stored["instructions"].get(name, now)
+        grown = grown or now > before * (1 + TOLERANCE)
+        print(f"{name:40} {now:8} {now / before - 1:+.1%}")  # noqa: T201  # as above
+    if arguments.write:
+        all_stored[python] = {"instructions": counts, "versions": versions}
+        STORED.write_text(json.dumps(all_stored, indent=2, sort_keys=True) + "\n")
+    elif stored["versions"] != versions:
+        print(f"Stored with {stored['versions']}, this is {versions}.")  # noqa: T201  # as above
+    else:
+        return int(grown)
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,17 +8,16 @@ all alike, and samples of the same round can be compared.
 
 from __future__ import annotations
 
-import argparse
 import random
+import sys
 import tracemalloc
 from collections import defaultdict
-from contextvars import Context
-from dataclasses import dataclass
-from functools import partial
-from threading import Barrier, Thread
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from threading import Barrier
 from time import perf_counter
 from timeit import Timer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pyperf
 from flask import Flask
@@ -28,231 +27,183 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from flask_sqlalchemy_session import FlaskScopedSession
 
-from .contestants import BY_HAND, BY_THREAD, CONTESTANTS, OURS, Contestant
+from .contestants import BY_HAND, BY_THREAD, CONTESTANTS, OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from flask.ctx import AppContext
+    # Takes so many repetitions, and returns their seconds together.
+    Measure: TypeAlias = Callable[[int], float]
 
-CALL = "`session()`"
-CURRENT = "`current_session.is_active`"
-PROXY = "`session.proxy.is_active`"
-USED = "a context that uses `session()` once"
-USED_CURRENT = "a context that uses `current_session` once"
-UNTOUCHED = "a context that uses none"
-SQLITE = "a request that reads a row, SQLite"
-POSTGRESQL = "a request that reads a row, PostgreSQL"
 MEMORY = "memory of an open context with its session"
-ROWS = [
-    *(CALL, CURRENT, PROXY, USED, USED_CURRENT),
-    *(UNTOUCHED, SQLITE, POSTGRESQL, MEMORY),
-]
-
-GROWN = {CALL: "session()", USED: "with app.app_context(): session()"}
-NESTED = "contexts nested"
+GROWN = {
+    "`session()`": "session()",
+    "a context that uses `session()` once": "with app.app_context(): session()",
+}
 NAMES = "names on one application"
 ALIVE = "contexts alive at once"
 THREADS = "threads"
-CURVES = {
-    NESTED: (1, 10, 100),
-    NAMES: (1, 4, 16),
-    ALIVE: (1, 100, 10_000),
-    THREADS: (1, 4, 16),
-}
+CURVES = {NAMES: (1, 4, 16), ALIVE: (1, 100, 10_000), THREADS: (1, 4, 16)}
 
 SAMPLE = 0.002
 """The seconds that each sample takes at least. Many short ones do better than few long
 ones: what disturbs lasts longer than any of them."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One cell of the table."""
-
-    name: str
-    measure: Callable[[int], float]
-    """Measures so many repetitions, in seconds together."""
+def cell(row: str, column: str) -> str:
+    """What the measurements of a table's cell are called in a file."""
+    return f"{row} | {column}"
 
 
-def name(row: str, contestant: str) -> str:
-    """What a cell's measurements are called in a file."""
-    return f"{row} | {contestant}"
+def timed(name: str, sqlite_url: str, postgresql_url: str) -> dict[str, Measure]:
+    """Return what is timed of one contestant, row by row."""
+    contestant = CONTESTANTS[name]
+    app, names = contestant.serve(sqlite_url)
+    session, accessor = contestant.session, f"{contestant.accessor}.is_active"
+    # A peer has one way to its session, which each of ours is compared with.
+    proxy = "proxy.is_active" if name == OURS else accessor
+    opened, accessed = session, accessor
+    if name == BY_HAND:
+        opened = "with Session(engine): pass"
+        accessed = "with Session(engine) as session: session.is_active"
+
+    def in_context(source: str) -> Measure:
+        timer = Timer(source, globals=names)
+
+        def measure(repetitions: int) -> float:
+            with app.app_context():
+                timer.timeit(1)  # makes the session
+                return timer.timeit(repetitions)
+
+        return measure
+
+    def context(source: str) -> Measure:
+        return Timer(f"with app.app_context():\n  {source}", globals=names).timeit
+
+    return {
+        "`session()`": in_context(session),
+        "`current_session.is_active`": in_context(accessor),
+        "`session.proxy.is_active`": in_context(proxy),
+        "a context that uses `session()` once": context(opened),
+        "a context that uses `current_session` once": context(accessed),
+        "a context that uses none": context("pass"),
+        "a request that reads a row, SQLite": _request(app),
+        "a request that reads a row, PostgreSQL": _request(
+            contestant.serve(postgresql_url)[0]
+        ),
+    }
 
 
-def timed_cases(sqlite_url: str, postgresql_url: str) -> list[list[Case]]:
-    """Return what is timed, row by row."""
-    rows: dict[str, list[Case]] = defaultdict(list)
-    for one in (make(sqlite_url) for make in CONTESTANTS):
-        in_context = {CALL: one.session, CURRENT: f"{one.accessor}.is_active"}
-        contexts = {
-            USED: f"    {one.session}",
-            USED_CURRENT: f"    {one.accessor}.is_active",
-            UNTOUCHED: "    pass",
-        }
-        if one.name == OURS:
-            in_context[PROXY] = "proxy.is_active"
-        elif one.name == BY_HAND:
-            contexts[USED] = "    with Session(engine): pass"
-            contexts[USED_CURRENT] = "    with Session(engine) as s: s.is_active"
-        if one.session is None:
-            in_context.clear()
-            contexts = {UNTOUCHED: contexts[UNTOUCHED]}
-        for row, source in in_context.items():
-            timer = Timer(str(source), globals=one.names)
-            measure: Callable[[int], float] = partial(_in_context, one.app, timer)
-            rows[row].append(Case(name(row, one.name), measure))
-        for row, body in contexts.items():
-            names = {**one.names, "app": one.app}
-            timer = Timer(f"with app.app_context():\n{body}", globals=names)
-            rows[row].append(Case(name(row, one.name), timer.timeit))
-        if one.session:
-            rows[SQLITE].append(_requests(SQLITE, one))
-    for make in CONTESTANTS:
-        if (one := make(postgresql_url)).session:
-            rows[POSTGRESQL].append(_requests(POSTGRESQL, one))
-    # A peer has one way to its session, which all of ours are compared with.
-    rows[CURRENT] += rows.pop(PROXY)
-    return list(rows.values())
-
-
-def _in_context(app: Flask, timer: Timer, repetitions: int) -> float:
-    with app.app_context():
-        timer.timeit(1)  # makes the session
-        return timer.timeit(repetitions)
-
-
-def _requests(row: str, one: Contestant) -> Case:
+def _request(app: Flask) -> Measure:
     environ = dict(EnvironBuilder("/").get_environ())
-    assert run_wsgi_app(one.app, environ)[1] == "200 OK", one.name
-    names = {"app": one.app, "environ": environ, "start": lambda *_: None}
+    assert run_wsgi_app(app, environ)[1] == "200 OK"
+    names = {"app": app, "environ": environ, "start": lambda *_: None}
     # As a WSGI server does, body and `close` included.
     serve = "body = app(environ.copy(), start)\nfor _ in body: pass\nbody.close()"
-    return Case(name(row, one.name), Timer(serve, globals=names).timeit)
+    return Timer(serve, globals=names).timeit
 
 
-def take(rows: list[list[Case]], rounds: int) -> dict[str, list[float]]:
+def take(rows: list[dict[str, Measure]], rounds: int) -> dict[str, list[float]]:
     """Time every case once a round, each repeated so often that a sample is long."""
-    repetitions = {case.name: _repetitions(case) for row in rows for case in row}
+    repetitions = {name: _repetitions(row[name]) for row in rows for name in row}
     samples: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for row in rows:
-            for case in random.sample(row, len(row)):
-                count = repetitions[case.name]
-                samples[case.name].append(case.measure(count) / count)
+            for name in random.sample(list(row), len(row)):
+                samples[name].append(row[name](repetitions[name]) / repetitions[name])
     return samples
 
 
-def _repetitions(case: Case) -> int:
+def _repetitions(measure: Measure) -> int:
     # The least of some, the first of which is cold: with fewer repetitions than the
     # others have, a contestant would look slower.
     count = 1
-    while (seconds := min(case.measure(count) for _ in range(4))) < SAMPLE:
+    while (seconds := min(measure(count) for _ in range(4))) < SAMPLE:
         count = max(count * 2, int(count * SAMPLE / max(seconds, 1e-9)))
     return count
 
 
-def weigh(one: Contestant, contexts: int = 200) -> float:
+def weigh(name: str, url: str, contexts: int = 200) -> float:
     """Return the bytes of each context that is open with a session of its own."""
-    session = "keep.append(Session(engine))" if one.name == BY_HAND else one.session
-    code = compile(str(session), one.name, "exec")
-    names = {**one.names, "keep": []}
+    app, names = CONTESTANTS[name].serve(url)
+    source = CONTESTANTS[name].session
+    if name == BY_HAND:
+        source = "keep.append(Session(engine))"
+    use, names["keep"] = compile(source, name, "exec"), []
+    with ExitStack() as stack:
 
-    def enter() -> AppContext:
-        context = one.app.app_context()
-        context.push()
-        exec(code, names)  # noqa: S102  # the contestants' own source
-        return context
+        def open_one() -> None:
+            stack.enter_context(app.app_context())
+            exec(use, names)  # noqa: S102  # the contestants' own source
 
-    def open_contexts(count: int) -> list[tuple[Context, AppContext]]:
-        all_variables = [Context() for _ in range(count)]
-        return [(variables, variables.run(enter)) for variables in all_variables]
-
-    opened = open_contexts(10)  # what is made once
-    tracemalloc.start()
-    opened += open_contexts(contexts)
-    size, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    while opened:
-        variables, context = opened.pop()
-        variables.run(context.pop)
+        open_one()  # and what is made once
+        tracemalloc.start()
+        for _ in range(contexts):
+            open_one()
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
     return size / contexts
 
 
-def grow(curve: str, size: int, source: str, seconds: float) -> float:
+def grow(curve: str, size: int, source: str, rounds: int) -> list[float]:
     """Time what is used with so much else there, by all threads together."""
-    app = Flask(__name__)
-    sessions = [
-        FlaskScopedSession(sessionmaker(create_engine("sqlite://")), app, name=str(i))
-        for i in range(size if curve == NAMES else 1)
-    ]
-
-    def enter() -> AppContext:
-        context = app.app_context()
-        context.push()
-        for session in sessions:
-            session()
-        return context
-
-    threads = size if curve == THREADS else 1
-    in_variables = [Context() for _ in range(size if curve == ALIVE else threads)]
-    opened = [
-        (variables, variables.run(enter))
-        for _ in range(size if curve == NESTED else 1)
-        for variables in in_variables
-    ]
+    names, alive, threads = (
+        size if curve == each else 1 for each in (NAMES, ALIVE, THREADS)
+    )
+    app, maker = Flask(__name__), sessionmaker(create_engine("sqlite://"))
+    sessions = [FlaskScopedSession(maker, app, name=str(i)) for i in range(names)]
     timer = Timer(source, globals={"app": app, "session": sessions[0]})
-    probe = in_variables[0].run(timer.timeit, 100) / 100
-    share = max(1, int(seconds / probe / threads))
-    barrier = Barrier(threads + 1)
 
-    def run(variables: Context) -> None:
-        barrier.wait()
-        variables.run(timer.timeit, share)
+    @contextmanager
+    def using_all() -> Iterator[None]:
+        with app.app_context():
+            for session in sessions:
+                session()
+            yield
 
-    workers = [Thread(target=run, args=(own,)) for own in in_variables[:threads]]
-    for worker in workers:
-        worker.start()
-    barrier.wait()
-    before = perf_counter()
-    for worker in workers:
-        worker.join()
-    taken = perf_counter() - before
-    while opened:
-        variables, context = opened.pop()
-        variables.run(context.pop)
-    return taken / share / threads
+    began: list[float] = []
+    together = Barrier(threads, lambda: began.append(perf_counter()))
+
+    def in_context(repetitions: int) -> float:
+        with using_all():
+            together.wait()
+            timer.timeit(repetitions)
+            return perf_counter()
+
+    def measure(repetitions: int) -> float:
+        ended = max(pool.map(in_context, [repetitions] * threads))
+        return (ended - began[-1]) / threads
+
+    with ExitStack() as others, ThreadPoolExecutor(threads) as pool:
+        for _ in range(alive - 1):
+            others.enter_context(using_all())
+        return take([{curve: measure}], rounds)[curve]
 
 
-def main() -> None:
+def main(sqlite_url: str, postgresql_url: str, rounds: int, output: str) -> None:
     """Measure once, and write the samples."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sqlite_url")
-    parser.add_argument("postgresql_url")
-    parser.add_argument("rounds", type=int)
-    parser.add_argument("output")
-    arguments = parser.parse_args()
-    rows = timed_cases(arguments.sqlite_url, arguments.postgresql_url)
-    samples = take(rows, arguments.rounds)
-    for make in CONTESTANTS:
-        one = make(arguments.sqlite_url)
+    cases = {name: timed(name, sqlite_url, postgresql_url) for name in CONTESTANTS}
+    samples = take(
+        [{cell(row, name): cases[name][row] for name in cases} for row in cases[OURS]],
+        rounds,
+    )
+    for name in CONTESTANTS:
         # Contexts of one thread share its session, and so have no memory to compare.
-        if one.session and one.name != BY_THREAD:
-            samples[name(MEMORY, one.name)] = [weigh(one)]
+        if name != BY_THREAD:
+            samples[cell(MEMORY, name)] = [weigh(name, sqlite_url)]
     for row, source in GROWN.items():
         for curve, sizes in CURVES.items():
             for size in sizes:
-                seconds = SAMPLE * arguments.rounds
-                samples[f"{row} | {size} {curve}"] = [
-                    grow(curve, size, source, seconds)
-                ]
-    pyperf.BenchmarkSuite(
-        [
-            pyperf.Benchmark([pyperf.Run(values, metadata={"name": case})])
-            for case, values in samples.items()
-        ]
-    ).dump(arguments.output, replace=True)
+                samples[cell(row, f"{size} {curve}")] = grow(
+                    curve, size, source, rounds
+                )
+    benchmarks = []
+    for name, values in samples.items():
+        unit = "byte" if name.startswith(MEMORY) else "second"
+        run = pyperf.Run(values, metadata={"name": name, "unit": unit})
+        benchmarks.append(pyperf.Benchmark([run]))
+    pyperf.BenchmarkSuite(benchmarks).dump(output, replace=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -30,15 +29,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_the_benchmarks_run_and_write_their_tables_and_a_chart(
+def test_the_benchmarks_run_and_write_their_tables(
     tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", postgresql_url)
     page = tmp_path / "benchmarks.md"
     before = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     page.write_text(before, encoding="utf-8")
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1"]
-    command += ["--output", str(tmp_path), "--save", str(tmp_path / "measured.json")]
+    command = [sys.executable, "-m", "benchmarks", "--processes", "2", "--rounds", "1"]
+    command += ["--page", str(page), "--save", str(tmp_path / "measured.json")]
     subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603  # our own program
     after = page.read_text(encoding="utf-8")
     for row in (
@@ -53,13 +52,6 @@ def test_the_benchmarks_run_and_write_their_tables_and_a_chart(
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
     assert after.partition(begin)[0] == before.partition(begin)[0]
     assert after.partition(end)[2] == before.partition(end)[2]
-    chart = ET.parse(tmp_path / "benchmarks.svg").getroot()  # noqa: S314  # our own file
-    texts = {"".join(text.itertext()) for text in chart.findall(".//{*}text")}
-    assert {
-        "a request that reads a row, PostgreSQL",
-        "this library",
-        "by hand",
-    } <= texts
     show = [sys.executable, "-m", "pyperf", "show", str(tmp_path / "measured.json")]
     subprocess.run(show, check=True)  # noqa: S603  # our own words
 

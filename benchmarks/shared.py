@@ -1,4 +1,4 @@
-"""The PostgreSQL server that the benchmarks use."""
+"""What the commands share: a PostgreSQL server, and the part of a page they write."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 
 @contextmanager
@@ -23,3 +25,15 @@ def postgresql_url(directory: str) -> Iterator[str]:
     server = get_server(Path(directory, "postgresql"), cleanup_mode="stop")
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     server.cleanup()
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    ruler = ["---", *("--:" for _ in header[1:])]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ruler, *lines))
+
+
+def write(page: Path, measured: str) -> None:
+    """Write what was measured between the two comments of a page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{measured}\n{END}{after}", encoding="utf-8")
