@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from flask_sqlalchemy_session import FlaskScopedSession
 
 from .async_support import async_url, run
-from .support import Base, Held, User
+from .support import Base, Held, User, drop_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +60,8 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     Base.metadata.create_all(engine)
     yield engine
     if request.param == "postgresql":
-        Base.metadata.drop_all(engine)
+        with engine.begin() as connection:
+            drop_tables(connection)
     engine.dispose()
 
 
@@ -116,10 +117,7 @@ def async_engine(
 
     async def drop() -> None:
         async with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":
-                # Do not wait for ever for what a failed test holds.
-                await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-            await connection.run_sync(Base.metadata.drop_all)
+            await connection.run_sync(drop_tables)
         await engine.dispose()
 
     run(create)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import current_app
-from sqlalchemy import QueuePool, event
+from sqlalchemy import QueuePool, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 if TYPE_CHECKING:
@@ -59,6 +59,16 @@ class Held:
 
     def _checkin(self, *_: object) -> None:
         self._count -= 1
+
+
+def drop_tables(connection: Connection) -> None:
+    """Drop the tables, or fail where a test has left a transaction that uses them.
+
+    Without a limit, the server would wait for that transaction for ever.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    Base.metadata.drop_all(connection)
 
 
 class OopsError(Exception):
