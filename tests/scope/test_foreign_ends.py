@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
-from flask import Flask, stream_with_context
+from flask import Flask, g, stream_with_context
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from werkzeug.test import EnvironBuilder
@@ -258,3 +258,44 @@ def test_a_context_that_flask_refuses_to_pop_is_live_until_it_is_popped(
     assert held.count == 0
     with Session(engine) as after:
         assert after.scalar(select(func.count()).select_from(User)) == 1
+
+
+def test_a_context_that_is_pushed_twice_is_live_until_its_last_pop(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
+) -> None:
+    with app.app_context() as context:
+        session.add(User(name="live"))
+        session.flush()
+        context.push()
+        with ThreadPoolExecutor(1) as pool, pytest.raises((LookupError, RuntimeError)):
+            pool.submit(context.pop).result()
+        context.pop()
+        with app.app_context():
+            pass
+        assert session.in_transaction()
+        session.commit()
+        session.scalars(select(User)).all()
+        assert held.count == 1
+    assert held.count == 0
+    with Session(engine) as after:
+        assert after.scalar(select(func.count()).select_from(User)) == 1
+
+
+def test_a_hook_that_opens_a_context_keeps_the_session_of_its_own(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    kept: list[bool] = []
+
+    @app.teardown_appcontext
+    def nest(_: BaseException | None) -> None:
+        if "outer" in g:
+            mine = session()
+            with app.app_context():
+                pass
+            kept.append(session() is mine and mine.in_transaction())
+
+    with app.app_context():
+        g.outer = True
+        session.scalars(select(User)).all()
+    assert kept == [True]
+    assert held.count == 0

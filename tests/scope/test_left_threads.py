@@ -23,6 +23,8 @@ from tests.support import Held, OopsError, User, default_session
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flask.typing import ResponseReturnValue
+
 
 pytestmark = [
     pytest.mark.usefixtures("no_collector"),
@@ -139,7 +141,7 @@ def test_requests_while_a_body_is_not_reclaimed_and_after(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:
     body = thread.submit(begin_stream, app).result()
-    thread.submit(serve, app, "/").result()
+    assert thread.submit(serve, app, "/").result() == "used"
     assert held.count == 1  # the body's
     del body
     assert held.count == 0
@@ -205,6 +207,81 @@ def test_a_request_in_a_live_context_shares_its_session_all_the_same(
     app: Flask, session: FlaskScopedSession[Session], seen: Seen, held: Held
 ) -> None:
     with app.app_context():
+        contextvars.copy_context().run(serve, app, "/")
+        assert session() is seen.sessions[0]
+        assert held.count == 1
+    assert held.count == 0
+
+
+@before_flask_3_2("a request has a context of its own in any case")
+def test_all_requests_in_a_live_context_share_its_session(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    @app.get("/")
+    def index() -> str:
+        return str(session.info["mark"])
+
+    with app.app_context():
+        session.info["mark"] = "the context's"
+        for _ in range(3):
+            assert app.test_client().get("/").text == "the context's"
+        assert held.count == 0
+
+
+@before_flask_3_2("a request has a context of its own in any case")
+def test_a_request_that_fails_at_its_end_leaves_the_live_context_it_is_in(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    @app.get("/")
+    def index() -> str:
+        return "answered"
+
+    @app.teardown_request
+    def fail(_: BaseException | None) -> None:
+        raise OopsError
+
+    with app.app_context():
+        session.add(User(name="live"))
+        session.flush()
+        mine = session()
+        with pytest.raises(OopsError):
+            serve(app, "/")
+        assert session() is mine
+        session.commit()
+    assert held.count == 0
+    with Session(held.engine) as after:
+        assert after.scalar(select(func.count()).select_from(User)) == 1
+
+
+@pytest.mark.usefixtures("views")
+@on_a_thread_that_was_left
+def test_requests_while_the_body_of_a_view_that_made_a_request_is_not_reclaimed(
+    app: Flask, thread: ThreadPoolExecutor, held: Held
+) -> None:
+    app.add_url_rule("/inner", view_func=lambda: "answered")
+    stream = app.view_functions["stream"]
+
+    def ask_and_stream() -> ResponseReturnValue:
+        assert app.test_client().get("/inner").text == "answered"
+        return app.ensure_sync(stream)()  # type: ignore[no-any-return]
+
+    app.view_functions["stream"] = ask_and_stream
+    body = thread.submit(begin_stream, app).result()
+    assert thread.submit(serve, app, "/").result() == "used"
+    assert held.count == 1  # the body's
+    del body
+    assert held.count == 0
+
+
+@pytest.mark.usefixtures("views")
+@before_flask_3_2("a request has a context of its own in any case")
+def test_a_request_in_a_context_that_was_pushed_again_shares_its_session(
+    app: Flask, session: FlaskScopedSession[Session], seen: Seen, held: Held
+) -> None:
+    context = app.app_context()
+    with context:
+        session.execute(text("SELECT 1"))
+    with context:
         contextvars.copy_context().run(serve, app, "/")
         assert session() is seen.sessions[0]
         assert held.count == 1

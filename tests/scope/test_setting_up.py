@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 EXTENSION = "sqlalchemy_session"
 
 
-def refusing(name: str) -> Flask:
+def refusing(name: str, error: type[BaseException]) -> Flask:
     class Refusing(Flask):
         def __setattr__(self, attribute: str, value: object) -> None:
             if attribute == name:
-                raise OopsError
+                raise error
             super().__setattr__(attribute, value)
 
     return Refusing("refusing")
 
 
+@pytest.mark.parametrize("error", [OopsError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["scoped_session", "do_teardown_appcontext"])
 def test_an_application_that_refuses_an_attribute_is_left_as_it_was(
-    name: str, memory: Engine
+    name: str, error: type[BaseException], memory: Engine
 ) -> None:
-    app = refusing(name)
+    app = refusing(name, error)
     before, class_ = dict(vars(app)), type(app)
     extensions = dict(app.extensions)
     session = FlaskScopedSession(sessionmaker(memory))
-    with pytest.raises(OopsError):
+    with pytest.raises(error):
         session.init_app(app)
     assert vars(app) == before
     assert type(app) is class_
