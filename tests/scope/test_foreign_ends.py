@@ -299,3 +299,18 @@ def test_a_hook_that_opens_a_context_keeps_the_session_of_its_own(
         session.scalars(select(User)).all()
     assert kept == [True]
     assert held.count == 0
+
+
+def test_the_end_of_a_context_that_used_no_session_leaves_the_live_one_alone(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    context = app.app_context()
+    contextvars.Context().run(context.push)
+    with app.app_context():
+        session.add(User(name="live"))
+        session.flush()
+        with pytest.raises((ValueError, RuntimeError)):
+            context.pop()
+        assert session.in_transaction()
+        session.rollback()
+    assert held.count == 0
