@@ -6,15 +6,14 @@ Each test runs without the cyclic collector, which would hide what is held.
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import inspect
 import os
 import signal
-import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import pytest
-from flask import Flask, appcontext_tearing_down, stream_with_context
+from flask import Flask
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import InterfaceError
 from sqlalchemy.ext.asyncio import (
@@ -28,10 +27,10 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from flask_sqlalchemy_session import FlaskScopedSession
 from flask_sqlalchemy_session.asyncio import (
     FlaskAsyncScopedSession,
-    current_async_session,
     use_one_event_loop,
 )
 from tests.async_support import run, settle
+from tests.faults import FAULTS, Side, get, get_and_catch
 from tests.support import Base, Held, OopsError, User, broken_rollback, use as use_sync
 
 if TYPE_CHECKING:
@@ -40,26 +39,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import SessionTransaction
 
-    # Sets the session up, before or after the fault's own hooks.
-    SetUp: TypeAlias = Callable[[], FlaskAsyncScopedSession[AsyncSession]]
-    # What a fault returns is kept until the connections are counted.
-    Fault: TypeAlias = Callable[[Flask, SetUp], object]
-
 pytestmark = pytest.mark.usefixtures("no_collector")
 
 Scoped: TypeAlias = FlaskAsyncScopedSession[AsyncSession]
-
-FAULTS: list[Fault] = []
 
 
 class Other(Base):
     __tablename__ = "async_others"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-
-
-class ExitError(SystemExit):
-    """An exit that a server's own signal handler would not raise."""
 
 
 @pytest.fixture
@@ -74,246 +62,48 @@ def held(async_engine: AsyncEngine) -> Held:
     return Held(async_engine.sync_engine)
 
 
-def fault(function: Fault) -> Fault:
-    FAULTS.append(function)
-    return function
-
-
 async def use(session: AsyncSession) -> None:
     """Take a connection, begin a transaction and leave marks of both."""
     await session.run_sync(use_sync)
 
 
-def using_view(app: Flask, session: Scoped) -> None:
-    @app.get("/")
-    async def index() -> str:
-        await use(session())
-        return "used"
+class AsyncSide(Side[Scoped]):
+    def init_app(self, app: Flask) -> None:
+        use_one_event_loop(app)
+        super().init_app(app)
+
+    async def use(self) -> None:
+        await use(self.session())
+
+    def does(
+        self, *steps: Callable[[], object]
+    ) -> Callable[..., Coroutine[object, object, str]]:
+        async def work(*_: object) -> str:
+            for step in steps:
+                done = step()
+                if inspect.isawaitable(done):
+                    await done
+            return "done"
+
+        return work
 
 
-def failing_view(app: Flask, session: Scoped, error: type[BaseException]) -> None:
-    @app.get("/")
-    async def index() -> str:
-        await use(session())
-        raise error
+OWN: list[Callable[[Flask, AsyncSide], object]] = []
+"""What only an async session can meet."""
 
 
-async def fail(_: object = None) -> NoReturn:
-    raise OopsError
-
-
-def get(app: Flask) -> None:
-    assert app.test_client().get("/").status_code == 200
-
-
-def get_and_catch(
-    app: Flask, error: type[BaseException] = OopsError
-) -> pytest.ExceptionInfo[BaseException]:
-    """Keep the exception, and with it every frame that it went through."""
-    app.testing = True
-    with pytest.raises(error) as caught:
-        app.test_client().get("/")
-    return caught
-
-
-@fault
-def a_request(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-    assert app.test_client().get("/").text == "used"
-    return None
-
-
-@fault
-def a_view_that_raises(app: Flask, set_up: SetUp) -> object:
-    failing_view(app, set_up(), OopsError)
-    assert app.test_client().get("/").status_code == 500
-    return None
-
-
-def a_view_that_raises_what_is_kept(error: type[BaseException]) -> Fault:
-    def a_view_that_raises(app: Flask, set_up: SetUp) -> object:
-        failing_view(app, set_up(), error)
-        return get_and_catch(app, error)
-
-    a_view_that_raises.__name__ += f"_{error.__name__}"
-    return a_view_that_raises
-
-
-for error in (OopsError, ExitError, KeyboardInterrupt, asyncio.CancelledError):
-    fault(a_view_that_raises_what_is_kept(error))
-
-
-@fault
-def hooks_before_ours_that_raise(app: Flask, set_up: SetUp) -> object:
-    app.teardown_appcontext(fail)
-    app.teardown_request(fail)
-    using_view(app, set_up())
-    return get_and_catch(app)
-
-
-@fault
-def hooks_after_ours_that_raise(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-    app.teardown_appcontext(fail)
-    app.teardown_request(fail)
-    return get_and_catch(app)
-
-
-@fault
-def every_hook_raises_after_the_view_did(app: Flask, set_up: SetUp) -> object:
-    app.teardown_appcontext(fail)
-    app.teardown_request(fail)
-    failing_view(app, set_up(), OopsError)
-    app.teardown_appcontext(fail)
-    app.teardown_request(fail)
-    return get_and_catch(app)
-
-
-@fault
-def a_hook_before_the_view_that_raises(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
-
-    @app.before_request
-    async def before() -> None:
-        await use(session())
-        raise OopsError
-
-    return get_and_catch(app)
-
-
-@fault
-def a_hook_after_the_view_that_raises(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-    app.after_request(fail)
-    return get_and_catch(app)
-
-
-@fault
-def an_error_handler_that_uses_the_session_and_raises(
-    app: Flask, set_up: SetUp
-) -> object:
-    session = set_up()
-    failing_view(app, session, LookupError)
-
-    @app.errorhandler(LookupError)
-    async def handle(_: LookupError) -> NoReturn:
-        await use(session())
-        raise OopsError
-
-    return get_and_catch(app)
-
-
-@fault
-def a_signal_receiver_that_raises(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-
-    def receive(sender: Flask, **_: object) -> None:
-        raise OopsError
-
-    with appcontext_tearing_down.connected_to(receive, app):
-        return get_and_catch(app)
-
-
-@fault
-def hooks_that_use_the_session_late(app: Flask, set_up: SetUp) -> object:
-    seen: list[AsyncSession] = []
-    session: Scoped
-
-    async def note(_: BaseException | None) -> None:
-        await use(session())
-        seen.append(session())
-
-    app.teardown_appcontext(note)
-    app.teardown_request(note)
-    session = set_up()
-    app.teardown_appcontext(note)
-    app.teardown_request(note)
-
-    @app.get("/")
-    async def index() -> str:
-        await note(None)
-        return ""
-
-    get(app)
-    assert seen == seen[:1] * 5
-    return None
-
-
-@fault
-def a_hook_that_is_the_first_to_use_the_session(app: Flask, set_up: SetUp) -> object:
-    session: Scoped
-
-    @app.teardown_appcontext
-    async def late(_: BaseException | None) -> None:
-        await use(session())
-
-    session = set_up()
-    app.add_url_rule("/", view_func=lambda: "")
-    get(app)
-    return None
-
-
-@fault
-def a_late_hook_that_also_raises(app: Flask, set_up: SetUp) -> object:
-    session: Scoped
-
-    @app.teardown_appcontext
-    async def use_and_fail(_: BaseException | None) -> None:
-        await use(session())
-        raise OopsError
-
-    session = set_up()
-    failing_view(app, session, OopsError)
-    return get_and_catch(app)
-
-
-@fault
-def a_hook_that_uses_the_session_after_remove(app: Flask, set_up: SetUp) -> object:
-    session: Scoped
-
-    @app.teardown_appcontext
-    async def remove_and_use(_: BaseException | None) -> None:
-        await session.remove()
-        await use(session())
-
-    session = set_up()
-    using_view(app, session)
-    get(app)
-    return None
-
-
-@fault
-def a_remove_that_raises_first(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
-    # As a subclass would that extends it.
-    session.remove = fail  # type: ignore[method-assign]
-    caught = get_and_catch(app)
-    del session.remove
-    return caught
-
-
-@fault
-def a_remove_that_uses_the_session_again(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
-
-    async def remove() -> None:
-        await FlaskAsyncScopedSession.remove(session)
-        await use(session())
-
-    session.remove = remove  # type: ignore[method-assign]
-    get(app)
-    del session.remove
-    return None
+def fault(
+    function: Callable[[Flask, AsyncSide], object],
+) -> Callable[[Flask, AsyncSide], object]:
+    OWN.append(function)
+    return function
 
 
 @fault
 def a_listener_that_makes_a_session_while_one_closes(
-    app: Flask, set_up: SetUp
+    app: Flask, side: AsyncSide
 ) -> object:
-    session = set_up()
+    session = side.set_up()
     made: list[AsyncSession] = []
 
     @app.get("/")
@@ -352,8 +142,8 @@ async def wait_for_an_interrupt() -> None:
 
 
 @fault
-def an_interrupt_in_the_view(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
+def an_interrupt_in_the_view(app: Flask, side: AsyncSide) -> object:
+    session = side.set_up()
 
     @app.get("/")
     async def index() -> str:
@@ -366,9 +156,9 @@ def an_interrupt_in_the_view(app: Flask, set_up: SetUp) -> object:
 
 
 @fault
-def an_interrupt_in_remove(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
+def an_interrupt_in_remove(app: Flask, side: AsyncSide) -> object:
+    session = side.set_up()
+    side.view(side.use)
     session.remove = wait_for_an_interrupt  # type: ignore[method-assign]
     with interrupts():
         caught = get_and_catch(app)
@@ -377,8 +167,8 @@ def an_interrupt_in_remove(app: Flask, set_up: SetUp) -> object:
 
 
 @fault
-def an_interrupt_while_the_session_closes(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
+def an_interrupt_while_the_session_closes(app: Flask, side: AsyncSide) -> object:
+    session = side.set_up()
 
     @app.get("/")
     async def index() -> str:
@@ -392,8 +182,10 @@ def an_interrupt_while_the_session_closes(app: Flask, set_up: SetUp) -> object:
 
 
 @fault
-def a_task_that_uses_the_session_after_the_request(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
+def a_task_that_uses_the_session_after_the_request(
+    app: Flask, side: AsyncSide
+) -> object:
+    session = side.set_up()
     tasks: list[asyncio.Task[None]] = []
     answered = asyncio.Event()
 
@@ -419,9 +211,9 @@ def a_task_that_uses_the_session_after_the_request(app: Flask, set_up: SetUp) ->
 
 @fault
 def a_task_that_still_uses_the_session_when_the_request_ends(
-    app: Flask, set_up: SetUp
+    app: Flask, side: AsyncSide
 ) -> object:
-    session = set_up()
+    session = side.set_up()
     tasks: list[asyncio.Task[None]] = []
 
     @app.get("/")
@@ -442,138 +234,10 @@ def a_task_that_still_uses_the_session_when_the_request_ends(
 
 
 @fault
-def a_thread_that_uses_the_session_after_the_request(
-    app: Flask, set_up: SetUp
-) -> object:
-    session = set_up()
-    ended = threading.Event()
-    threads: list[threading.Thread] = []
-
-    async def late() -> None:
-        assert "mark" not in session.info
-        await use(session())
-
-    def work() -> None:
-        assert ended.wait(30)
-        app.ensure_sync(late)()
-
-    @app.get("/")
-    def index() -> str:
-        app.ensure_sync(late)()
-        variables = contextvars.copy_context()
-        threads.append(threading.Thread(target=variables.run, args=(work,)))
-        threads[0].start()
-        return ""
-
-    get(app)
-    ended.set()
-    with pytest.warns(ResourceWarning, match="by a thread that inherited"):
-        threads.pop().join()
-    return None
-
-
-def streaming_view(app: Flask, session: Scoped) -> None:
-    async def use_again() -> None:
-        await use(session())
-
-    # Before Flask 3.1.2 an async view, in another thread, could not call this.
-    @app.get("/")
-    def index() -> Iterator[str]:
-        def rows() -> Iterator[str]:
-            for number in range(3):
-                app.ensure_sync(use_again)()
-                yield "row "
-                if number:
-                    raise OopsError
-
-        app.ensure_sync(use_again)()
-        return stream_with_context(rows())
-
-
-@fault
-def a_stream_whose_client_goes_away(app: Flask, set_up: SetUp) -> object:
-    streaming_view(app, set_up())
-    response = app.test_client().get("/", buffered=False)
-    assert next(iter(response.iter_encoded())) == b"row "
-    response.close()
-    return response
-
-
-@fault
-def a_stream_whose_body_raises(app: Flask, set_up: SetUp) -> object:
-    streaming_view(app, set_up())
-    response = app.test_client().get("/")
-    with pytest.raises(OopsError) as caught:
-        response.get_data()
-    response.close()
-    return caught
-
-
-@fault
-def a_client_that_preserves_its_context(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
-
-    async def use_again() -> None:
-        await use(session())
-
-    with app.test_client() as client:
-        for _ in range(2):
-            client.get("/")
-            app.ensure_sync(use_again)()
-    return client
-
-
-@fault
-def a_command_that_raises(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-
-    async def use_and_fail() -> None:
-        await use(session())
-        raise OopsError
-
-    @app.cli.command("work")
-    def work() -> None:
-        app.ensure_sync(use_and_fail)()
-
-    result = app.test_cli_runner().invoke(args=["work"])
-    assert isinstance(result.exception, OopsError)
-    return result
-
-
-@fault
-def a_context_that_is_pushed_again(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-
-    async def use_anew() -> None:
-        assert "mark" not in session.info
-        await use(session())
-
-    context = app.app_context()
-    for _ in range(2):
-        with context:
-            app.ensure_sync(use_anew)()
-    return context
-
-
-@fault
-def a_context_that_its_own_g_refers_to(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-
-    async def use_it() -> None:
-        await use(session())
-
-    with app.app_context() as context:
-        app.ensure_sync(use_it)()
-        context.g.context = context
-    return None
-
-
-@fault
 def contexts_of_several_applications_in_one_another(
-    app: Flask, set_up: SetUp
+    app: Flask, side: AsyncSide
 ) -> object:
-    session = set_up()
+    session = side.set_up()
     other = Flask("other")
     use_one_event_loop(other)
     session.init_app(other)
@@ -595,8 +259,8 @@ def contexts_of_several_applications_in_one_another(
 
 
 @fault
-def a_context_on_the_loop_that_ends_by_an_error(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
+def a_context_on_the_loop_that_ends_by_an_error(app: Flask, side: AsyncSide) -> object:
+    session = side.set_up()
 
     async def use_and_fail() -> NoReturn:
         with app.app_context():
@@ -608,26 +272,8 @@ def a_context_on_the_loop_that_ends_by_an_error(app: Flask, set_up: SetUp) -> ob
 
 
 @fault
-def an_app_whose_teardown_is_its_own(app: Flask, set_up: SetUp) -> object:
-    class Shop(Flask):
-        def do_teardown_appcontext(self, *args: object, **kwargs: object) -> None:
-            self.ensure_sync(execute)()
-            raise OopsError
-
-    async def execute() -> None:
-        await current_async_session.execute(text("SELECT 1"))
-
-    shop = Shop("shop")
-    use_one_event_loop(shop)
-    session = set_up()
-    session.init_app(shop)
-    using_view(shop, session)
-    return get_and_catch(shop)
-
-
-@fault
-def a_failed_flush(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
+def a_failed_flush(app: Flask, side: AsyncSide) -> object:
+    session = side.set_up()
 
     @app.get("/")
     async def index() -> str:
@@ -644,28 +290,25 @@ def a_failed_flush(app: Flask, set_up: SetUp) -> object:
     return None
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [*FAULTS, *OWN], ids=lambda fault: fault.__name__)
 def test_the_connection_is_back_and_nothing_leaks_after(
-    fault: Fault,
+    fault: Callable[[Flask, AsyncSide], object],
     app: Flask,
     async_engine: AsyncEngine,
     held: Held,
     idle_in_transaction: Callable[[], int],
 ) -> None:
-    made: list[Scoped] = []
-
-    def set_up() -> Scoped:
-        made.append(FlaskAsyncScopedSession(async_sessionmaker(async_engine), app))
-        return made[0]
+    maker = async_sessionmaker(async_engine)
+    side = AsyncSide(app, lambda: FlaskAsyncScopedSession(maker, app))
 
     async def look() -> None:
-        session = made[0]()
+        session = side.session()
         assert "mark" not in session.info
         assert not session.in_transaction()
         assert not session.identity_map
         assert (await session.scalars(select(User))).all() == []
 
-    kept = fault(app, set_up)
+    kept = fault(app, side)
     run(settle)
     assert held.count == 0
     assert idle_in_transaction() == 0

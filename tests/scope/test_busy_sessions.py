@@ -46,15 +46,33 @@ def write(session: FlaskScopedSession[Session]) -> None:
 
 
 class Gate:
-    """Keeps a thread in an event of an engine until it is opened."""
+    """Keeps a thread in an event of an engine until it is opened, or for some time."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, seconds: float = 30) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
+        self._seconds = seconds
         event.listen(engine, name, self._wait)
 
     def _wait(self, *_: object) -> None:
         self.reached.set()
-        assert self.opened.wait(30)
+        self.opened.wait(self._seconds)
+
+
+def answer_while_a_job_is_in(
+    gate: Gate, place: str, app: Flask, session: FlaskScopedSession[Session]
+) -> ThreadPoolExecutor:
+    """Give the application a view that leaves a job in its session."""
+    pool = ThreadPoolExecutor(1)
+
+    @app.get("/")
+    def index() -> str:
+        session()
+        variables = contextvars.copy_context()
+        pool.submit(variables.run, PLACES[place], session)
+        assert gate.reached.wait(30)
+        return "the view's"
+
+    return pool
 
 
 def invalidated_by(engine: Engine) -> list[object]:
@@ -82,19 +100,9 @@ def test_the_end_of_a_context_waits_for_a_job_that_is_in(
     held: Held,
 ) -> None:
     invalidated = invalidated_by(engine)
-    pool = ThreadPoolExecutor(1)
     engine.dispose()  # so that the job connects first
-    gate = Gate(engine, place)
-
-    @app.get("/")
-    def index() -> str:
-        session()
-        variables = contextvars.copy_context()
-        pool.submit(variables.run, PLACES[place], session)
-        assert gate.reached.wait(30)
-        threading.Timer(0.1, gate.opened.set).start()
-        return "the view's"
-
+    gate = Gate(engine, place, seconds=0.1)
+    pool = answer_while_a_job_is_in(gate, place, app, session)
     response = app.test_client().get("/")
     assert (response.status_code, response.text) == (200, "the view's")
     assert held.count == 0
@@ -111,18 +119,9 @@ def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
     held: Held,
 ) -> None:
     invalidated = invalidated_by(engine)
-    pool = ThreadPoolExecutor(1)
     engine.dispose()
     gate = Gate(engine, place)
-
-    @app.get("/")
-    def index() -> str:
-        session()
-        variables = contextvars.copy_context()
-        pool.submit(variables.run, PLACES[place], session)
-        assert gate.reached.wait(30)
-        return "the view's"
-
+    pool = answer_while_a_job_is_in(gate, place, app, session)
     with pytest.warns(ResourceWarning, match="in use by another thread") as told:  # noqa: PT031  # a thread of its own tells, later
         response = app.test_client().get("/")
         deadline = time.monotonic() + 20

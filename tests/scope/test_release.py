@@ -5,10 +5,9 @@ Each test runs without the cyclic collector, which would hide what is held.
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pytest
 from flask import (
@@ -17,12 +16,12 @@ from flask import (
     appcontext_tearing_down,
     copy_current_request_context,
     request_tearing_down,
-    stream_with_context,
 )
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
+from tests.faults import FAULTS, Side, fail
 from tests.support import (
     Base,
     Held,
@@ -40,14 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import SessionTransaction
 
-    # Sets the session up, before or after the fault's own hooks.
-    SetUp: TypeAlias = Callable[[], FlaskScopedSession[Session]]
-    # What a fault returns is kept until the connections are counted.
-    Fault: TypeAlias = Callable[[Flask, SetUp], object]
-
 pytestmark = pytest.mark.usefixtures("no_collector")
-
-FAULTS: list[Fault] = []
 
 
 class Other(Base):
@@ -56,196 +48,34 @@ class Other(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-def fault(function: Fault) -> Fault:
-    FAULTS.append(function)
+class SyncSide(Side[FlaskScopedSession[Session]]):
+    def use(self) -> None:
+        use(self.session())
+
+    def does(self, *steps: Callable[[], object]) -> Callable[..., str]:
+        def work(*_: object) -> str:
+            for step in steps:
+                step()
+            return "done"
+
+        return work
+
+
+OWN: list[Callable[[Flask, SyncSide], object]] = []
+"""What only a sync session can meet."""
+
+
+def fault(
+    function: Callable[[Flask, SyncSide], object],
+) -> Callable[[Flask, SyncSide], object]:
+    OWN.append(function)
     return function
 
 
-def using_view(app: Flask, session: FlaskScopedSession[Session]) -> None:
-    @app.get("/")
-    def index() -> str:
-        use(session())
-        return "used"
-
-
-def failing_view(app: Flask, session: FlaskScopedSession[Session]) -> None:
-    @app.get("/")
-    def index() -> str:
-        use(session())
-        raise OopsError
-
-
-def fail(exc: BaseException | None = None) -> None:
-    raise OopsError
-
-
-def get_and_catch(app: Flask) -> pytest.ExceptionInfo[OopsError]:
-    """Keep the exception, and with it every frame that it went through."""
-    app.testing = True
-    with pytest.raises(OopsError) as caught:
-        app.test_client().get("/")
-    return caught
-
-
 @fault
-def a_request(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-    assert app.test_client().get("/").text == "used"
-    return None
-
-
-@fault
-def a_view_that_raises(app: Flask, set_up: SetUp) -> object:
-    failing_view(app, set_up())
-    assert app.test_client().get("/").status_code == 500
-    return None
-
-
-@fault
-def a_view_that_raises_an_exception_that_is_kept(app: Flask, set_up: SetUp) -> object:
-    failing_view(app, set_up())
-    return get_and_catch(app)
-
-
-@fault
-def a_view_that_exits(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-
-    @app.get("/")
-    def index() -> str:
-        use(session())
-        raise SystemExit
-
-    with pytest.raises(SystemExit) as caught:
-        app.test_client().get("/")
-    return caught
-
-
-@fault
-def an_app_hook_before_ours_that_raises(app: Flask, set_up: SetUp) -> object:
-    app.teardown_appcontext(fail)
-    using_view(app, set_up())
-    return get_and_catch(app)
-
-
-@fault
-def an_app_hook_after_ours_that_raises(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-    app.teardown_appcontext(fail)
-    return get_and_catch(app)
-
-
-@fault
-def a_request_hook_before_ours_that_raises(app: Flask, set_up: SetUp) -> object:
-    app.teardown_request(fail)
-    using_view(app, set_up())
-    return get_and_catch(app)
-
-
-@fault
-def a_request_hook_after_ours_that_raises(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-    app.teardown_request(fail)
-    return get_and_catch(app)
-
-
-@fault
-def every_hook_raises_after_the_view_did(app: Flask, set_up: SetUp) -> object:
-    app.teardown_appcontext(fail)
-    app.teardown_request(fail)
-    failing_view(app, set_up())
-    app.teardown_appcontext(fail)
-    app.teardown_request(fail)
-    return get_and_catch(app)
-
-
-@fault
-def a_signal_receiver_that_raises(app: Flask, set_up: SetUp) -> object:
-    using_view(app, set_up())
-
-    def receive(sender: Flask, **_: object) -> None:
-        raise OopsError
-
-    with appcontext_tearing_down.connected_to(receive, app):
-        return get_and_catch(app)
-
-
-@fault
-def hooks_that_use_the_session_late(app: Flask, set_up: SetUp) -> object:
-    seen: list[Session] = []
-
-    seen_in_view: list[Session] = []
-    session: FlaskScopedSession[Session]
-    app.teardown_appcontext(lambda _: seen.append(session()))
-    app.teardown_request(lambda _: seen.append(session()))
-    session = set_up()
-    app.teardown_appcontext(lambda _: seen.append(session()))
-    app.teardown_request(lambda _: seen.append(session()))
-
-    @app.get("/")
-    def index() -> str:
-        use(session())
-        seen_in_view.append(session())
-        return ""
-
-    app.test_client().get("/")
-    assert seen == seen_in_view * 4
-    return None
-
-
-@fault
-def a_hook_that_is_the_first_to_use_the_session(app: Flask, set_up: SetUp) -> object:
-    session: FlaskScopedSession[Session]
-    app.teardown_appcontext(lambda _: use(session()))
-    session = set_up()
-
-    @app.get("/")
-    def index() -> str:
-        return ""
-
-    assert app.test_client().get("/").status_code == 200
-    return None
-
-
-@fault
-def a_late_hook_after_a_view_that_raised(app: Flask, set_up: SetUp) -> object:
-    session: FlaskScopedSession[Session]
-    app.teardown_appcontext(lambda _: use(session()))
-    session = set_up()
-    failing_view(app, session)
-    return get_and_catch(app)
-
-
-@fault
-def a_late_hook_that_also_raises(app: Flask, set_up: SetUp) -> object:
-    def use_and_fail(exc: BaseException | None) -> None:
-        use(session())
-        raise OopsError
-
-    session: FlaskScopedSession[Session]
-    app.teardown_appcontext(use_and_fail)
-    session = set_up()
-    failing_view(app, session)
-    return get_and_catch(app)
-
-
-@fault
-def a_hook_that_uses_the_session_after_remove(app: Flask, set_up: SetUp) -> object:
-    def remove_and_use(exc: BaseException | None) -> None:
-        session.remove()
-        use(session())
-
-    app.teardown_appcontext(remove_and_use)
-    session = set_up()
-    using_view(app, session)
-    assert app.test_client().get("/").status_code == 200
-    return None
-
-
-@fault
-def signal_receivers_that_use_the_session(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
+def signal_receivers_that_use_the_session(app: Flask, side: SyncSide) -> object:
+    session = side.set_up()
+    side.view(side.use)
 
     def receive(sender: Flask, **_: object) -> None:
         use(session())
@@ -264,36 +94,10 @@ def signal_receivers_that_use_the_session(app: Flask, set_up: SetUp) -> object:
 
 
 @fault
-def a_remove_that_raises_first(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
-    # As a subclass would that extends it.
-    session.remove = fail  # type: ignore[method-assign]
-    caught = get_and_catch(app)
-    del session.remove
-    return caught
-
-
-@fault
-def a_remove_that_uses_the_session_again(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
-
-    def remove() -> None:
-        FlaskScopedSession.remove(session)
-        use(session())
-
-    session.remove = remove  # type: ignore[method-assign]
-    assert app.test_client().get("/").status_code == 200
-    del session.remove
-    return None
-
-
-@fault
 def a_listener_that_uses_the_session_while_it_closes(
-    app: Flask, set_up: SetUp
+    app: Flask, side: SyncSide
 ) -> object:
-    session = set_up()
+    session = side.set_up()
     ended = []
 
     @app.get("/")
@@ -313,36 +117,8 @@ def a_listener_that_uses_the_session_while_it_closes(
 
 
 @fault
-def a_thread_that_uses_the_session_after_the_request(
-    app: Flask, set_up: SetUp
-) -> object:
-    session = set_up()
-    ended = threading.Event()
-    threads = []
-
-    def work() -> None:
-        assert ended.wait(30)
-        assert "mark" not in session.info
-        use(session())
-
-    @app.get("/")
-    def index() -> str:
-        use(session())
-        variables = contextvars.copy_context()
-        threads.append(threading.Thread(target=variables.run, args=(work,)))
-        threads[0].start()
-        return ""
-
-    app.test_client().get("/")
-    ended.set()
-    with pytest.warns(ResourceWarning, match="by a thread that inherited"):
-        threads.pop().join()
-    return None
-
-
-@fault
-def a_thread_with_a_copy_of_the_request_context(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
+def a_thread_with_a_copy_of_the_request_context(app: Flask, side: SyncSide) -> object:
+    session = side.set_up()
     ended = threading.Event()
     threads = []
 
@@ -366,135 +142,9 @@ def a_thread_with_a_copy_of_the_request_context(app: Flask, set_up: SetUp) -> ob
     return None
 
 
-def streaming_view(app: Flask, session: FlaskScopedSession[Session]) -> None:
-    @app.get("/")
-    def index() -> Iterator[str]:
-        use(session())
-
-        def rows() -> Iterator[str]:
-            for _ in range(3):
-                use(session())
-                yield "row "
-
-        return stream_with_context(rows())
-
-
 @fault
-def a_stream_that_is_read_to_its_end(app: Flask, set_up: SetUp) -> object:
-    streaming_view(app, set_up())
-    assert app.test_client().get("/").text == "row row row "
-    return None
-
-
-@fault
-def a_stream_whose_client_goes_away(app: Flask, set_up: SetUp) -> object:
-    streaming_view(app, set_up())
-    response = app.test_client().get("/", buffered=False)
-    body = response.iter_encoded()
-    assert next(iter(body)) == b"row "
-    response.close()
-    return response
-
-
-@fault
-def a_stream_whose_body_raises(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-
-    @app.get("/")
-    def index() -> Iterator[str]:
-        def rows() -> Iterator[str]:
-            use(session())
-            yield "row"
-            raise OopsError
-
-        return stream_with_context(rows())
-
-    response = app.test_client().get("/")
-    with pytest.raises(OopsError) as caught:
-        response.get_data()
-    response.close()
-    return caught
-
-
-@fault
-def a_client_that_preserves_its_context(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    using_view(app, session)
-    with app.test_client() as client:
-        client.get("/")
-        use(session())
-        client.get("/")
-        use(session())
-    return client
-
-
-@fault
-def a_command(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-
-    @app.cli.command("work")
-    def work() -> None:
-        use(session())
-
-    result = app.test_cli_runner().invoke(args=["work"])
-    assert result.exit_code == 0, result.output
-    return result
-
-
-@fault
-def a_command_that_raises(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-
-    @app.cli.command("work")
-    def work() -> None:
-        use(session())
-        raise OopsError
-
-    result = app.test_cli_runner().invoke(args=["work"])
-    assert isinstance(result.exception, OopsError)
-    return result
-
-
-@fault
-def a_context_that_is_pushed_again(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    context = app.app_context()
-    with context:
-        use(session())
-        first = session()
-    with context:
-        assert session() is not first
-        assert "mark" not in session.info
-        use(session())
-    return context
-
-
-@fault
-def a_context_that_its_own_g_refers_to(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
-    with app.app_context() as context:
-        use(session())
-        context.g.context = context
-    return None
-
-
-@fault
-def an_app_whose_teardown_is_its_own(app: Flask, set_up: SetUp) -> object:
-    class Shop(Flask):
-        def do_teardown_appcontext(self, *args: object, **kwargs: object) -> None:
-            current_session.execute(text("SELECT 1"))
-            raise OopsError
-
-    shop = Shop("shop")
-    session = set_up()
-    session.init_app(shop)
-    using_view(shop, session)
-    return get_and_catch(shop)
-
-
-@fault
-def a_failed_flush(app: Flask, set_up: SetUp) -> object:
-    session = set_up()
+def a_failed_flush(app: Flask, side: SyncSide) -> object:
+    session = side.set_up()
 
     @app.get("/")
     def index() -> str:
@@ -511,20 +161,15 @@ def a_failed_flush(app: Flask, set_up: SetUp) -> object:
     return None
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [*FAULTS, *OWN], ids=lambda fault: fault.__name__)
 def test_the_connection_is_back_and_nothing_leaks_after(
-    fault: Fault, app: Flask, engine: Engine, held: Held
+    fault: Callable[[Flask, SyncSide], object], app: Flask, engine: Engine, held: Held
 ) -> None:
-    made: list[FlaskScopedSession[Session]] = []
-
-    def set_up() -> FlaskScopedSession[Session]:
-        made.append(FlaskScopedSession(sessionmaker(engine), app))
-        return made[0]
-
-    kept = fault(app, set_up)
+    side = SyncSide(app, lambda: FlaskScopedSession(sessionmaker(engine), app))
+    kept = fault(app, side)
     assert held.count == 0
     with suppress(OopsError), app.app_context():  # the hooks that raise still do
-        session = made[0]()
+        session = side.session()
         assert "mark" not in session.info
         assert not session.in_transaction()
         assert not session.identity_map
@@ -661,7 +306,7 @@ def test_a_late_hook_still_gets_this_contexts_session_when_another_hook_failed(
 ) -> None:
     seen: list[object] = []
     session: FlaskScopedSession[Session]
-    app.teardown_appcontext(fail)  # runs last
+    app.teardown_appcontext(lambda _: fail())  # runs last
     app.teardown_appcontext(lambda _: seen.append(session.info.get("mark")))
     session = FlaskScopedSession(sessionmaker(engine), app)
 

@@ -13,6 +13,7 @@ from flask import Flask, Response, stream_with_context
 from sqlalchemy import MetaData, event, make_url, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
+from examples.async_users.views import iterate
 from flask_sqlalchemy_session.asyncio import (
     FlaskAsyncScopedSession,
     current_async_session,
@@ -20,7 +21,7 @@ from flask_sqlalchemy_session.asyncio import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator
 
     from sqlalchemy import Connection
     from sqlalchemy.engine.interfaces import Dialect
@@ -128,22 +129,6 @@ async def rows() -> AsyncGenerator[str, None]:
         yield "end\n"
     finally:
         await result.close()
-
-
-def iterate(source: AsyncGenerator[str, None]) -> Iterator[str]:
-    """Iterate over an async generator where the server, which is not async, does."""
-
-    async def step() -> str | None:
-        return await anext(source, None)
-
-    async def close() -> None:
-        await source.aclose()
-
-    try:
-        while (chunk := app.ensure_sync(step)()) is not None:
-            yield chunk
-    finally:
-        app.ensure_sync(close)()
 
 
 @app.get("/pool")
