@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable  # for get_type_hints
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial, wraps
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from os.path import realpath
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkabl
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, Pool, event
+from sqlalchemy.exc import IllegalStateChangeError
 from typing_extensions import ParamSpec
 
 from flask_sqlalchemy_session._owner import ContextScoped
@@ -65,7 +66,8 @@ class HasSyncEngine(Protocol):
         ...
 
 
-_blocks: list[Isolation] = []
+_used: dict[Isolation, WeakSet[Pool]] = {}
+"""For each block, the pools of engines that connected and were not isolated yet."""
 
 
 class Isolation:
@@ -83,8 +85,6 @@ class Isolation:
     def _reset(self) -> None:
         self._ended = False
         self._shared: list[SharedConnection] = []
-        # The pools of the engines that connect without a session's knowledge.
-        self._used: WeakSet[object] = WeakSet()
         # The sessions made in the block, with who made them and what they had for the
         # attributes that are replaced.
         self._prepared: WeakKeyDictionary[object, tuple[_Registry, dict[str, Any]]]
@@ -138,7 +138,7 @@ class Isolation:
         except BaseException:
             self._end()
             raise
-        _blocks.append(self)
+        _used[self] = WeakSet()
         for registry in self._registries:
             registry.prepare = partial(self._prepare, registry)
 
@@ -184,17 +184,17 @@ class Isolation:
         with self._lock:
             # No engine is taken over and no session prepared after this.
             self._ended = True
-            if self in _blocks:
-                _blocks.remove(self)
+            _used.pop(self, None)
             shared, prepared = self._shared, [*self._prepared.items()]
             self._shared = []
             self._prepared.clear()
         with ExitStack() as stack:
             for connection in shared:
+                connection.savepoints.closing = True
                 stack.callback(connection.end)
             for session, (registry, attributes) in prepared:
                 stack.callback(_restore, registry.sync_session(session), attributes)
-                stack.callback(registry.close_session, session)
+                stack.callback(_close, registry, session)
             for registry in self._registries:
                 stack.callback(_remove, registry)
         refused = [one.savepoints.refused for one in shared]
@@ -254,12 +254,8 @@ class Isolation:
                 self._take_over(bind)
         return bind
 
-    def note_use(self, pool: Pool) -> None:
-        """Note that an engine was used that is not isolated yet."""
-        self._used.add(pool)
-
     def _take_over(self, engine: Engine) -> None:
-        if engine.pool in self._used:
+        if engine.pool in _used.get(self, ()):
             raise IsolationError(
                 f"{engine} was used in the block before a session reached it, and "
                 "what was committed then stays in the database. Name it, to have it "
@@ -359,8 +355,8 @@ def _listen_once() -> None:
 def _note_use(connection: Connection) -> None:
     pool = connection.engine.pool
     if not isinstance(pool, SharedPool):
-        for block in [*_blocks]:
-            block.note_use(pool)
+        for used in [*_used.values()]:
+            used.add(pool)
 
 
 def _registry_of(session: Isolatable) -> _Registry:
@@ -390,6 +386,15 @@ def _remove(registry: _Registry) -> None:
     """Remove the current context's session, if there is one."""
     if registry.has():
         registry.release(registry())
+
+
+def _close(registry: _Registry, session: object) -> None:
+    """Close a session, but for one that another thread is inside of.
+
+    That thread is told at its next statement that the block has ended.
+    """
+    with suppress(IllegalStateChangeError):
+        registry.close_session(session)
 
 
 def _restore(session: Session, attributes: dict[str, Any]) -> None:

@@ -41,6 +41,8 @@ class Savepoints:
 
     def __init__(self, execute: Callable[[str], object]) -> None:
         self.refused: IsolationError | None = None
+        #: Whether the block ends, where all is undone and nothing has to be refused.
+        self.closing = False
         self._execute = execute
         # What can still be undone, the oldest first: who set a savepoint, with its name
         # in the database, or who wrote, without one.
@@ -87,7 +89,7 @@ class Savepoints:
         if self.is_open(one) and not used:
             self._undo(one, 0)
         self.release(one, 0)
-        if used:
+        if used and not self.closing:
             self._refuse(
                 "A transaction was rolled back, or its session closed without a "
                 "commit, after it had written and while another session wrote too."

@@ -35,12 +35,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CANT_ROLL_BACK = 1196  # MySQL's warning of tables without transactions
-_FIND_FUNCTION = {
-    "postgresql": "SELECT 1 FROM pg_catalog.pg_proc WHERE proname = '{}' "
-    "AND provolatile = 'v' AND (proname LIKE 'lo\\_%' OR "
+_UNDO_NOTHING = (
+    "SELECT table_name FROM information_schema.tables JOIN information_schema.engines "
+    "USING (engine) WHERE table_schema = DATABASE() AND transactions = 'NO'"
+)
+_WRITING_FUNCTIONS = {
+    "postgresql": "SELECT lower(proname) FROM pg_catalog.pg_proc WHERE "
+    "provolatile = 'v' AND (proname LIKE 'lo\\_%' OR "
     "pronamespace <> 'pg_catalog'::regnamespace)",
-    "mysql": "SELECT 1 FROM information_schema.routines "
-    "WHERE routine_name = '{}' AND routine_type = 'FUNCTION'",
+    "mysql": "SELECT lower(routine_name) FROM information_schema.routines "
+    "WHERE routine_type = 'FUNCTION'",
 }
 
 
@@ -69,7 +73,7 @@ class SharedConnection:
         self.pools: list[SharedPool] = []
         self._lost = False
         self._last = ""
-        self._functions: dict[str, bool] = {}
+        self._functions: set[object] | None = None
         self._given: tuple[SharedPool, PoolProxiedConnection] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._name = new_name()
@@ -134,10 +138,13 @@ class SharedConnection:
             self._execute(f"SAVEPOINT {self._name}")
             self._execute(f"SAVEPOINT {self._name}_tried")
             self._execute(f"RELEASE SAVEPOINT {self._name}_tried")
+            # Not later, where a statement may be about the one before it.
+            self._functions = self._find_functions()
         except self._errors() as error:
             with suppress(*self._errors()):
                 self._on_end.close()
-            self._check_lost(error)
+            self.note_error(error)
+            self.check()
             raise IsolationError(
                 f"{self.engine} can't be isolated: {self.dialect.name} refuses "
                 f"savepoints ({error}), which isolate() makes of the sessions' "
@@ -223,12 +230,12 @@ class SharedConnection:
     def _end(self, pool: SharedPool, pooled: PoolProxiedConnection) -> None:
         with self.lock:
             self.ended = True
-            kept = False
+            kept: list[str] = []
             try:
                 # Where something has ended the transaction, this savepoint is gone.
                 if self.broken is None:
                     self.execute(f"ROLLBACK TO SAVEPOINT {self._name}")
-                    kept = self.database == "mysql" and self._keeps_rows()
+                    kept = self._kept_tables()
             finally:
                 try:
                     if not self._lost:
@@ -241,16 +248,23 @@ class SharedConnection:
         self.check()
         if kept:
             raise IsolationError(
-                f"Rows that were written in the block are still in {self.engine}: a "
-                "table there has an engine without transactions (MyISAM or Aria, say), "
-                "which can't roll back. Make it an InnoDB table, or empty it after "
-                "each test."
+                f"Rows that were written in the block are still in {self.engine}, in a "
+                "table without transactions, whose engine (MyISAM or Aria, say) can't "
+                f"roll back. It is one of: {', '.join(kept)}. Make it an InnoDB table, "
+                "or empty it after each test."
             )
 
-    def _keeps_rows(self) -> bool:
-        """Roll all back, and tell whether MySQL warns that it could not."""
+    def _kept_tables(self) -> list[str]:
+        """Roll all back, and return the tables of which MySQL may warn that it can't.
+
+        It warns of temporary tables too, which no test finds again.
+        """
+        if self.database != "mysql":
+            return []
         self.execute("ROLLBACK")
-        return any(row[1] == _CANT_ROLL_BACK for row in self.execute("SHOW WARNINGS"))
+        warned = {row[1] for row in self.execute("SHOW WARNINGS")}
+        tables = self.execute(_UNDO_NOTHING) if _CANT_ROLL_BACK in warned else []
+        return [str(row[0]) for row in tables]
 
     def _sqlite_in_transaction(self) -> bool:
         """Tell whether a transaction is open, where the driver tells."""
@@ -272,12 +286,16 @@ class SharedConnection:
             # A new one each time, for none to keep what it passed through.
             raise IsolationError(*self.broken.args)
 
-    def _check_lost(self, error: BaseException) -> None:
-        """Raise, if an error means that the server has ended the connection."""
+    def note_error(self, error: BaseException) -> None:
+        """Note whether an error means that the server has ended the connection."""
         if (
             self.broken is None
             and isinstance(error, self._errors())
-            and self.dialect.is_disconnect(cast("Any", error), self.driver, None)
+            and (
+                self.dialect.is_disconnect(cast("Any", error), self.driver, None)
+                # SQLAlchemy looks for it with a full stop, as older releases have it.
+                or "MySQL Connection not available" in str(error)
+            )
         ):
             self._lost = True
             self.broken = IsolationError(
@@ -286,7 +304,6 @@ class SharedConnection:
                 "rolled it back. Every later use of the engine in the block fails. "
                 "Look for what ended the connection (a timeout, a restart or a kill)."
             )
-        self.check()
 
     def _check_sqlite(self) -> None:
         """Miss a transaction that was ended, outside of which savepoints work too."""
@@ -296,7 +313,8 @@ class SharedConnection:
             if not self._sqlite_in_transaction():
                 self._fail()
         except self._errors() as error:  # it is closed
-            self._check_lost(error)
+            self.note_error(error)
+            self.check()
             raise
 
     def _fail(self) -> NoReturn:
@@ -324,7 +342,8 @@ class SharedConnection:
         try:
             return self._execute(statement)
         except self._errors() as error:
-            self._check_lost(error)
+            self.note_error(error)
+            self.check()
             self._fail()
 
     def _execute(self, statement: str) -> list[Any]:
@@ -354,8 +373,9 @@ class SharedConnection:
         try:
             result = call()
         except BaseException as error:
+            self.note_error(error)
             with suppress(IsolationError):  # the user sees the driver's own error
-                self._check_lost(error)
+                self.check()
                 if self._is_aborted():
                     self.savepoints.fail(one)
                 elif writes and not whole:  # a part of it, perhaps
@@ -389,13 +409,15 @@ class SharedConnection:
     def may_write(self, statement: Statement) -> bool:
         """Tell whether a statement may change something, with what it calls."""
         if statement.writes():
-            if not statement.is_dml:
-                self._functions.clear()
+            if not statement.is_dml and self.database == "postgresql":
+                self._functions = None  # it may make some; elsewhere that is refused
             return True
-        return any(map(self._function_writes, sorted(statement.calls())))
+        calls = statement.calls()
+        if calls and self._functions is None:
+            self._functions = self._find_functions()
+        return not calls.isdisjoint(self._functions or ())
 
-    def _function_writes(self, name: str) -> bool:
-        if name not in self._functions:
-            query = _FIND_FUNCTION.get(self.database, "")
-            self._functions[name] = bool(query and self.execute(query.format(name)))
-        return self._functions[name]
+    def _find_functions(self) -> set[object]:
+        """Return the names of the functions of the database that may write."""
+        query = _WRITING_FUNCTIONS.get(self.database)
+        return {row[0] for row in self.execute(query)} if query else set()

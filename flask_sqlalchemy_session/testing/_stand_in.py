@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -29,7 +29,9 @@ _REFUSED = words(
     "query reset reset_session set_session tpc_begin tpc_commit tpc_prepare "
     "tpc_rollback transaction xa"
 )
-_NEEDS_NO_TRANSACTION = re.compile(r"\b(?:inside|within) (?:a )?transaction\b")
+_NEEDS_NO_TRANSACTION = re.compile(
+    r"\b(?:inside|within) (?:a )?transaction\b|invalid transaction termination"
+)
 _ON = ("1", "ON", "TRUE", "YES")
 
 
@@ -125,8 +127,8 @@ class StandIn(Transaction):
     @isolation_level.setter
     def isolation_level(self, value: object) -> None:
         # An open transaction has the level that it has. What counts is that this is how
-        # `sqlite3` is put in autocommit.
-        if self._is_sqlite:
+        # `sqlite3` is put in autocommit, where its newer attribute is not used.
+        if self._is_sqlite and getattr(self.shared.driver, "autocommit", -1) == -1:
             self.set_autocommit(Mode.AUTOCOMMIT if value is None else Mode.SQLITE)
 
     def set_isolation_level(self, level: object) -> None:
@@ -148,7 +150,8 @@ class StandIn(Transaction):
 
     @property
     def in_transaction(self) -> bool:
-        return self.begun
+        # The driver of SQLite that is told to commit is always in one.
+        return self.begun or (self._is_sqlite and self.mode is Mode.TRANSACTION)
 
     def begin(self, *_: object) -> None:
         self.run("BEGIN", lambda: None)
@@ -160,8 +163,11 @@ class StandIn(Transaction):
             if self.shared.ended:
                 raise has_ended()
             self.shared.check()
-            savepoints = self.shared.savepoints
-            self._end(savepoints.rollback if self.failed else savepoints.commit)
+            savepoints, failed = self.shared.savepoints, self.failed
+            self._end(savepoints.rollback if failed else savepoints.commit)
+            if failed and self.shared.dialect.driver == "pg8000":  # which looks for it
+                error = self.shared.dialect.loaded_dbapi.InterfaceError
+                raise error("in failed transaction block")
 
     def rollback(self) -> None:
         with self.shared.lock:
@@ -209,11 +215,16 @@ class StandIn(Transaction):
                 real = driver.cursor(cursor_factory=class_)
                 real.stand_in = self
                 return real
-            return StandInCursor(self, driver.cursor(*args, **kwargs))
+            try:
+                return StandInCursor(self, driver.cursor(*args, **kwargs))
+            except Exception as error:  # mysql-connector-python pings
+                self.shared.note_error(error)
+                raise
 
     def close_cursor(self, cursor: Any) -> None:
         with self._turn:
-            cursor.close()
+            if not self.shared.ended:  # when the connection may be in use elsewhere
+                cursor.close()
 
     @property
     def _turn(self) -> Any:
@@ -227,10 +238,14 @@ class StandIn(Transaction):
         return self.cursor().executemany(*args, **kwargs)
 
     def executescript(self, script: str) -> Any:
-        """Do what `sqlite3` does: commit, and then execute statement by statement."""
-        self.commit()
+        """Do what `sqlite3` does: commit, and then execute statement by statement.
+
+        Where it is told to commit, it waits for that.
+        """
         cursor, mode, statement = self.cursor(), self.mode, ""
-        self.mode = Mode.AUTOCOMMIT
+        if mode is not Mode.TRANSACTION:
+            self.commit()
+            self.mode = Mode.AUTOCOMMIT
         try:
             parts = re.split(r"(?<=;)", script)
             for number, part in enumerate(parts, 1):
@@ -263,7 +278,8 @@ class StandIn(Transaction):
                 result = shared.run(self, statement, call, whole=whole)
             except BaseException as error:
                 if at_once:
-                    self.rollback()
+                    with suppress(Exception):  # what is kept was done before it failed
+                        self.commit()
                     self._check_placement(statement, error)
                 elif self.mode is not Mode.AUTOCOMMIT:
                     self.begun = True
@@ -290,7 +306,7 @@ class StandIn(Transaction):
             case ["BEGIN", "NOT", "ATOMIC", *_]:
                 return False
             case ["BEGIN", *_] | ["START", "TRANSACTION", *_]:
-                if self.begun and database == "sqlite":
+                if self.in_transaction and database == "sqlite":
                     return False  # which raises
                 statement.refuse_read_only()
                 if database == "mysql":
@@ -354,7 +370,7 @@ class StandIn(Transaction):
 
     def _check_begun(self, what: str) -> None:
         """Refuse what SQLite refuses, whose real transaction is always open here."""
-        if self._is_sqlite and self.mode is not Mode.TRANSACTION and not self.begun:
+        if self._is_sqlite and not self.in_transaction:
             error = self.shared.dialect.loaded_dbapi.OperationalError
             raise error(f"cannot {what} - no transaction is active")
 

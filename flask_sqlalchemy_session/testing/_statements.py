@@ -52,14 +52,6 @@ _OBJECTS = words(
     "DATABASE EVENT FUNCTION INDEX PROCEDURE ROLE SCHEMA SEQUENCE TABLE TABLES "
     "TRIGGER UNIQUE USER VIEW TABLESPACE SYSTEM PASSWORD NOT TRANSACTION"
 )
-# Those that can't write, and are in many a statement, followed by a parenthesis.
-_HARMLESS = words(
-    "abs all and any array as avg by cast char_length coalesce concat count distinct "
-    "else exists extract filter from group having in index interval join length like "
-    "limit lower max min nextval not now nullif on or over partition replace round row "
-    "select set substr substring sum then trim union upper using values varchar when "
-    "where with"
-)
 
 
 class Statement:
@@ -131,7 +123,7 @@ class Statement:
 
     def calls(self) -> set[str]:
         """Return the names of the functions that it may call, in small letters."""
-        return {name.lower() for name in _CALL.findall(self.bare)} - _HARMLESS
+        return {name.lower() for name in _CALL.findall(self.bare)}
 
     def commits(self) -> bool:
         """Tell whether MySQL commits before it, whatever it does."""

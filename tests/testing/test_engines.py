@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import typing
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,6 +95,8 @@ def test_a_database_without_savepoints_is_told_so(app: Flask) -> None:
 def server(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine on a server that no connection is open to yet."""
     drivername: str = request.param
+    if drivername.endswith("mysqldb"):
+        pytest.importorskip("MySQLdb")
     fixture = "postgresql_url" if "postgresql" in drivername else "mariadb_url"
     url = make_url(request.getfixturevalue(fixture)).set(drivername=drivername)
     if drivername.endswith("pg8000") and url.query.get("host"):
@@ -207,21 +210,28 @@ def test_engines_of_one_database_with_different_drivers_are_refused_at_once(
 
 
 def test_a_connection_that_the_server_ended_is_told_so(
-    app: Flask, postgresql_url: str
+    app: Flask, server: Engine
 ) -> None:
-    engine = create_engine(postgresql_url)
-    held, pool = Held(engine), engine.pool
-    session = FlaskScopedSession(sessionmaker(engine), app)
+    own, end = "connection_id()", "KILL {}"
+    if server.dialect.name == "postgresql":
+        own, end = "pg_backend_pid()", "SELECT pg_terminate_backend({})"
+    other = create_engine(server.url)
+    held, pool = Held(server), server.pool
+    session = FlaskScopedSession(sessionmaker(server), app)
     with pytest.raises(IsolationError, match="was lost"), isolate(session):  # noqa: PT012  # the end of the block
-        with app.app_context(), pytest.raises(DBAPIError):
-            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        with app.app_context(), other.connect() as ending:
+            backend = session.scalar(text(f"SELECT {own}"))
+            ending.execute(text(end.format(backend)))
+            with suppress(DBAPIError):
+                while True:  # it takes a moment
+                    session.execute(text("SELECT 1"))
         with app.app_context(), pytest.raises(IsolationError, match="was lost"):
             session.execute(text("SELECT 1"))
     assert held.count == 0
-    assert engine.pool is pool
+    assert server.pool is pool
     with app.app_context():
         assert session.scalar(text("SELECT 1")) == 1
-    engine.dispose()
+    other.dispose()
 
 
 def test_a_select_that_writes_is_refused_where_it_can_not_be_undone(
@@ -249,6 +259,65 @@ def test_a_select_that_writes_is_refused_where_it_can_not_be_undone(
     with engine.begin() as connection:
         connection.execute(text("DROP FUNCTION add_user"))
     engine.dispose()
+
+
+class TestTheEnd:
+    def test_refuses_nothing_of_sessions_that_are_open(
+        self, app: Flask, session: FlaskScopedSession[Session], engine: Engine
+    ) -> None:
+        other = FlaskScopedSession(sessionmaker(engine), app, name="other")
+        with app.app_context(), isolate(session, other):
+            for number, one in enumerate([session, other, session, other]):
+                one.execute(insert(User).values(name=f"user {number}"))
+        assert stored(engine) == 0
+
+    def test_leaves_a_session_that_another_thread_is_inside_of(
+        self, app: Flask, session: FlaskScopedSession[Session], engine: Engine
+    ) -> None:
+        inside, ended = threading.Event(), threading.Event()
+        told: list[str] = []
+
+        def commit() -> None:
+            with app.app_context():
+                event.listen(session(), "before_commit", wait)
+                session.execute(insert(User).values(name="ann"))
+                try:
+                    session.commit()
+                except IsolationError as error:
+                    told.append(str(error))
+
+        def wait(_: object) -> None:
+            inside.set()
+            ended.wait()
+
+        thread = threading.Thread(target=commit)
+        pool = engine.pool
+        with isolate(session):
+            thread.start()
+            inside.wait()
+        ended.set()
+        thread.join()
+        assert engine.pool is pool
+        assert stored(engine) == 0
+        assert "has ended" in told[0]
+
+    @pytest.mark.parametrize("server", ["mariadb+mysqldb"], indirect=True)
+    def test_keeps_what_it_left_open_from_the_connection(
+        self, app: Flask, server: Engine
+    ) -> None:
+        session = FlaskScopedSession(sessionmaker(server), app)
+        with isolate(session):
+            left = server.raw_connection()
+            cursor = left.cursor()
+            cursor.execute("SELECT 1")
+        with server.connect() as connection:
+            rows = connection.execution_options(yield_per=1).execute(
+                text("SELECT 1 UNION SELECT 2 UNION SELECT 3")
+            )
+            assert rows.fetchone() is not None
+            cursor.close()
+            assert len(rows.all()) == 2
+        left.close()
 
 
 def test_the_end_frees_the_object_while_threads_make_sessions(
