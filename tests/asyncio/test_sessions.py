@@ -33,7 +33,7 @@ from flask_sqlalchemy_session.asyncio import (
     flask_async_scoped_session,
     use_one_event_loop,
 )
-from tests.async_support import in_a_thread, run, wait_until
+from tests.async_support import in_a_thread, run, settle, wait_until
 from tests.leaks import collect
 from tests.support import Held, User
 
@@ -512,6 +512,36 @@ def test_a_context_that_outlives_its_loop_says_so_and_drops_the_connection(
     assert async_engine.pool.status().endswith("out connections: 0")
     with app.app_context():
         assert app.ensure_sync(count_users)() == 0
+
+
+def test_a_session_that_was_made_and_not_used_may_outlive_its_loop(
+    app: Flask, session: FlaskAsyncScopedSession[AsyncSession], held: Held
+) -> None:
+    async def make() -> AsyncSession:
+        return session()
+
+    with app.app_context():
+        assert asyncio.run(make()) is session()
+    assert held.count == 0
+
+
+def test_the_registry_is_given_a_session(
+    app: Flask,
+    session: FlaskAsyncScopedSession[AsyncSession],
+    async_engine: AsyncEngine,
+    held: Held,
+) -> None:
+    async def replace() -> None:
+        second = AsyncSession(async_engine)
+        await session.execute(text("SELECT 1"))
+        session.registry.set(second)
+        assert session() is second
+        await session.execute(text("SELECT 1"))
+
+    with app.app_context():
+        app.ensure_sync(replace)()
+    run(settle)
+    assert held.count == 0
 
 
 # The safety net

@@ -271,6 +271,15 @@ def test_a_type_error_inside_the_factory_is_its_own(app: Flask) -> None:
         session(info={})
 
 
+def test_a_factory_that_does_not_tell_what_it_takes_is_called(app: Flask) -> None:
+    factory = partial(next, iter([Session()]))
+    session = FlaskScopedSession(factory, app)
+    with app.app_context():
+        with pytest.raises(TypeError, match="no keyword arguments"):
+            session(info={})
+        session()
+
+
 def test_keyword_arguments_after_the_first_use_are_refused(
     app: Flask, session: FlaskScopedSession[Session]
 ) -> None:

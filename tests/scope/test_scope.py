@@ -444,3 +444,15 @@ def test_thousands_of_contexts_leave_nothing(
     before = serve(100)
     assert serve(3000) < before + 1000
     assert held.count == 0
+
+
+def test_the_registry_is_given_a_session(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
+) -> None:
+    second = Session(engine)
+    with app.app_context():
+        use(session())
+        session.registry.set(second)
+        assert session() is second
+        use(second)
+    assert held.count == 0

@@ -199,6 +199,20 @@ def test_the_errors_of_a_hook_and_of_the_release_reach_the_caller(
     assert Held(memory).count == 0
 
 
+def test_a_teardown_that_the_application_was_given_goes_on(
+    app: Flask, memory: Engine
+) -> None:
+    called: list[object] = []
+    app.do_teardown_appcontext = lambda *args, **_: called.append(args)  # type: ignore[method-assign]
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    held = Held(memory)
+    with app.app_context():
+        use(session())
+        assert not called
+    assert len(called) == 1
+    assert held.count == 0
+
+
 def told(error: BaseException | None) -> set[str]:
     """Return what an error says, with what it holds and what came before it."""
     if error is None:
