@@ -2,16 +2,16 @@
 
 Flask calls an application's `do_teardown_appcontext` for the context that is popped.
 Before Flask 3.2 that can be another than the current one (in another thread, in a
-generator's finaliser, in a wrong order), and Flask does not say which. So a context
-that has had a session says so itself: it is watched.
+generator's finaliser, in a wrong order), and Flask does not say which. So the context
+says so itself: it is watched.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from types import new_class
 from typing import Any
 from weakref import WeakSet, ref
@@ -28,17 +28,16 @@ BEFORE_FLASK_3_2 = "request_ctx" in vars(flask.globals)
 _TEARDOWN = "do_teardown_appcontext"
 _ENDED = "_flask_sqlalchemy_session_ended"
 
+# On a watched context, by the request that pushed it: that it was not popped yet.
+OWED = "_flask_sqlalchemy_session_owed"
 
-class _Popping(threading.local):
-    """The watched context that this thread pops, until its teardown begins."""
+NOT_GIVEN: Any = object()
 
-    context: AppContext | None = None
+_popping: dict[int, AppContext] = {}
+"""The watched context that a thread pops, until its teardown begins."""
 
-
-_popping = _Popping()
 _teardowns: WeakSet[Callable[..., None]] = WeakSet()
 _subclasses: dict[type[Any], type[Any]] = {}
-_watched: set[type[AppContext]] = set()
 
 
 def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> Any:
@@ -54,54 +53,64 @@ def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> 
         new = new_class(
             class_.__name__, (class_,), {}, lambda body: body.update(members)
         )
+        # First its own, as another thread may look for it once it is the other's.
+        _subclasses[new] = new
         made = _subclasses.setdefault(class_, new)
-        _subclasses[made] = made
     return made
+
+
+def watched(class_: type[AppContext]) -> type[AppContext]:
+    """Return the class of contexts that say when they are popped."""
+    return _subclasses.get(class_) or subclass(class_, _context_methods)
 
 
 def watch(context: AppContext) -> None:
     """Let a context say when it is popped."""
-    if type(context) not in _watched:
-        class_ = subclass(type(context), _context_methods)
-        _watched.add(class_)
+    class_ = watched(type(context))
+    if class_ is not type(context):
         context.__class__ = class_
 
 
 def has_ended(context: AppContext) -> bool:
     """Tell whether a watched context was torn down, and not pushed again since."""
-    return _ENDED in vars(context)
+    return getattr(context, _ENDED, False)
 
 
 def _context_methods(class_: type[AppContext]) -> dict[str, object]:
     def push(self: AppContext) -> None:
-        vars(self).pop(_ENDED, None)
+        setattr(self, _ENDED, False)
         class_.push(self)
 
-    def pop(self: AppContext, *args: Any, **kwargs: Any) -> None:
+    def pop(self: AppContext, exc: BaseException | None = NOT_GIVEN) -> None:
         try:
-            _popping.context = self
-            class_.pop(self, *args, **kwargs)
+            _popping[get_ident()] = self
+            setattr(self, OWED, False)
+            if exc is NOT_GIVEN:
+                class_.pop(self)
+            else:
+                class_.pop(self, exc)
         except BaseException as error:
             # Its teardown began, or was kept from it by an interrupt.
-            if _popping.context is not self or not isinstance(error, Exception):
-                _end(self)
+            if _popping.get(get_ident()) is not self or not isinstance(
+                error, Exception
+            ):
+                end(self)
             raise
         finally:
-            _popping.context = None
+            _popping.pop(get_ident(), None)
 
     return {"push": push, "pop": pop}
 
 
-def _end(context: AppContext | None) -> None:
-    if context is not None and type(context) in _watched:
-        vars(context)[_ENDED] = True
-        release(context, through_owners=context is find_context())
+def end(context: AppContext | None, *, popped: bool = True) -> None:
+    """Release the sessions of a context, if it is watched and has any.
 
-
-def end_if_missed(context: AppContext) -> None:
-    """Release the sessions of a context that Flask should have torn down."""
-    if not has_ended(context):
-        _end(context)
+    :param popped: whether it has ended, or goes on, with sessions that are yet to make.
+    """
+    if context is not None and type(context) is _subclasses.get(type(context)):
+        if popped:
+            setattr(context, _ENDED, True)
+        release(context)
 
 
 def _call_without_app(
@@ -128,30 +137,32 @@ def end_with_contexts(app: Flask) -> None:
         method.__func__ if is_its else partial(_call_without_app, method)
     )
 
-    def is_mine(app: Flask) -> bool:
-        return app is original() or vars(app).get(_TEARDOWN) is do_teardown_appcontext
+    def current_context() -> AppContext | None:
+        context = find_context()
+        if context is not None and context.app is not original():
+            copied = vars(context.app).get(_TEARDOWN) is do_teardown_appcontext
+            return context if copied else None
+        return context
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-        context = _popping.context if BEFORE_FLASK_3_2 else args[0]
-        if context is not None:
-            _popping.context = None
-        else:
-            # It has had no session so far. One that has had a session goes on.
-            current = find_context()
-            if current and type(current) not in _watched and is_mine(current.app):
-                context = current
+        context = _popping.pop(get_ident(), None) if BEFORE_FLASK_3_2 else args[0]
+        popped = context is not None
+        if not popped:
+            # Called by hand, as at the end of a job, or another was popped meanwhile.
+            context = current_context()
         try:
-            tear_down(context.app if context else original(), *args, **kwargs)
+            app = original() if context is None else context.app
+            tear_down(app, *args, **kwargs)
         except BaseException as error:
             try:
-                _end(context)
+                end(context, popped=popped)
             except BaseException as another:
                 if sys.version_info >= (3, 11) and not BEFORE_FLASK_3_2:
                     message = "Errors during app teardown"  # Flask's own
                     raise BaseExceptionGroup(message, [error, another]) from None  # noqa: F821  # 3.11
                 raise
             raise
-        _end(context)
+        end(context, popped=popped)
 
     setattr(app, _TEARDOWN, do_teardown_appcontext)
     _teardowns.add(do_teardown_appcontext)

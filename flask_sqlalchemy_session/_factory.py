@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import NoReturn, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
@@ -55,7 +56,7 @@ def check_callable(factory: object, remedy: str) -> None:
         )
 
 
-def check_keywords(factory: object, keywords: dict[str, object]) -> None:
+def check_keywords(factory: object, keywords: Mapping[str, object]) -> None:
     """Refuse keyword arguments that a factory does not take.
 
     :raises TypeError: when it takes fewer.
@@ -75,20 +76,20 @@ def check_keywords(factory: object, keywords: dict[str, object]) -> None:
         ) from None
 
 
-def check_session(session: object, factory: object) -> None:
-    """Refuse what is no session.
+def refuse_session(session: object, factory: object) -> NoReturn:
+    """Refuse what a factory made and is no session.
 
-    :raises TypeError: when a factory made something else.
+    :raises TypeError: always.
     """
-    if not isinstance(session, Session):
-        remedy = REMEDY
-        # An async_sessionmaker, or an AsyncSession class. To import them takes time.
-        if hasattr(getattr(factory, "class_", factory), "sync_session_class"):
-            remedy = (
-                "For async sessions there is 'FlaskAsyncScopedSession', with 'from "
-                "flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession'."
-            )
-        raise TypeError(
-            f"A session factory must return a sqlalchemy.orm.Session, but {factory!r} "
-            f"returned {session!r}. {remedy}"
+    remedy = REMEDY
+    # An async_sessionmaker, or an AsyncSession class. To import them takes time.
+    class_ = getattr(factory, "class_", factory)
+    if isinstance(class_, type) and hasattr(class_, "sync_session_class"):
+        remedy = (
+            "For async sessions there is 'FlaskAsyncScopedSession', with 'from "
+            "flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession'."
         )
+    raise TypeError(
+        f"A session factory must return a sqlalchemy.orm.Session, but {factory!r} "
+        f"returned {session!r}. {remedy}"
+    )

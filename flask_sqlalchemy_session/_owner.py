@@ -61,7 +61,7 @@ class ContextScoped(Generic[T]):
                 "can't pass keyword arguments to the factory. Pass them on first "
                 "use, or call session.remove() before."
             )
-        return self._registry.open(current_context(), **kw)
+        return self._registry.open(current_context(), kw)
 
     # Hidden from type checkers, to which either would make any name acceptable.
     if not TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Requests on a thread that another context was left on: up to Flask 3.1.
+"""What Flask up to 3.1 needs: contexts that are watched, and one for each request.
 
 A context that is popped elsewhere stays the current one of the thread that it was
 pushed on, and so does that of a streamed body which nobody reads to its end. The
@@ -12,27 +12,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, has_app_context
+import flask.globals
+from flask import Flask
 from flask.ctx import AppContext
 
-from ._context import get_context
-from ._ending import BEFORE_FLASK_3_2, end_if_missed, has_ended, subclass
+from ._context import find_context
+from ._ending import (
+    BEFORE_FLASK_3_2,
+    NOT_GIVEN,
+    OWED,
+    end,
+    has_ended,
+    subclass,
+    watch,
+    watched,
+)
 
 if TYPE_CHECKING:
+    from flask import Response
     from flask.ctx import RequestContext  # which Flask 3.2 warns of
 
-# On an application context: how many requests share it that are not answered yet, and
-# that its own request was answered. What finds it as the current one after that is
-# another request, or the rest of a streamed body.
-_SHARED = "_flask_sqlalchemy_session_shared"
+# On an application context: that the request which pushed it was answered. What finds
+# it as the current one after that is another request, or the rest of that one's body.
 _ANSWERED = "_flask_sqlalchemy_session_answered"
 
-# On a request context: the application context that was pushed with it.
+# On a request context: the first application context that was pushed with it, and for
+# each time that it was pushed the one that was, or None.
 _OWN = "_flask_sqlalchemy_session_own"
+_PUSHED = "_flask_sqlalchemy_session_pushed"
 
 
-def give_requests_contexts(app: Flask) -> None:
-    """Let each request of an application have a context that nobody left behind."""
+def watch_contexts(app: Flask) -> None:
+    """Let an application's contexts say when they are popped."""
     if BEFORE_FLASK_3_2:
         app.__class__ = subclass(type(app), _application_methods)
 
@@ -56,42 +67,69 @@ class _Unshared:
 
 
 def _application_methods(class_: type[Flask]) -> dict[str, object]:
+    context_class = watched(AppContext)
+
+    def app_context(self: Flask) -> AppContext:
+        if class_.app_context is Flask.app_context:
+            # To give a context its class once it is there takes longer.
+            return context_class(self)
+        context = class_.app_context(self)
+        watch(context)
+        return context
+
     def request_context(self: Flask, environ: Any) -> RequestContext:
         request = class_.request_context(self, environ)
-        if has_app_context():
-            context = get_context()
-            if context.app is self:
-                if _ANSWERED in vars(context) or has_ended(context):
-                    vars(request)["app"] = _Unshared(request)
-                else:
-                    vars(context)[_SHARED] = vars(context).get(_SHARED, 0) + 1
-                    return request
         request.__class__ = subclass(type(request), _request_methods)
         return request
 
-    def process_response(self: Flask, response: Response) -> Response:
-        marks = vars(get_context())
-        if marks.get(_SHARED):
-            marks[_SHARED] -= 1
-        else:
-            marks[_ANSWERED] = True
-        return class_.process_response(self, response)
+    def full_dispatch_request(self: Flask) -> Response:
+        own = getattr(flask.globals.request_ctx, _OWN, None)
+        try:
+            return class_.full_dispatch_request(self)
+        finally:
+            if own is not None:
+                setattr(own, _ANSWERED, True)
 
-    return {"request_context": request_context, "process_response": process_response}
+    return {
+        "app_context": app_context,
+        "request_context": request_context,
+        "full_dispatch_request": full_dispatch_request,
+    }
 
 
 def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
     def push(self: RequestContext) -> None:
-        class_.push(self)
-        vars(self).setdefault(_OWN, get_context())
-
-    def pop(self: RequestContext, *args: Any, **kwargs: Any) -> None:
+        current = find_context()
+        if (
+            current is not None
+            and current.app is self.app
+            and (has_ended(current) or hasattr(current, _ANSWERED))
+            and vars(self).get(_OWN) is not current
+        ):
+            vars(self)["app"] = _Unshared(self)
         try:
-            class_.pop(self, *args, **kwargs)
-        except BaseException:
-            # Up to Flask 3.0 one that is popped elsewhere leaves its own as it was.
-            if _OWN in vars(self):
-                end_if_missed(vars(self)[_OWN])
-            raise
+            class_.push(self)
+        finally:
+            pushed = find_context()
+            if pushed is None or pushed is current:
+                pushed = None
+            else:
+                setattr(pushed, OWED, True)
+                vars(self).setdefault(_OWN, pushed)
+            vars(self).setdefault(_PUSHED, []).append(pushed)
+
+    def pop(self: RequestContext, exc: BaseException | None = NOT_GIVEN) -> None:
+        try:
+            if exc is NOT_GIVEN:
+                class_.pop(self)
+            else:
+                class_.pop(self, exc)
+        finally:
+            # What is popped elsewhere may leave it as it was: the request up to Flask
+            # 3.0, a body that the request began up to 3.1.
+            pushed = vars(self).get(_PUSHED)
+            context = pushed.pop() if pushed else None
+            if context is not None and getattr(context, OWED):
+                end(context)
 
     return {"push": push, "pop": pop}

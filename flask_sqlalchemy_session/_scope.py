@@ -20,7 +20,7 @@ from flask import Flask
 from flask.ctx import AppContext
 from sqlalchemy.exc import IllegalStateChangeError
 
-from ._context import ScopeError
+from ._context import ScopeError, find_context
 from ._fork import forget, in_unprepared_child, live, never_finalise
 
 SECONDS_TO_WAIT = 1.0
@@ -87,11 +87,9 @@ class Holder:
 
     def unclosed(self) -> list[Holder]:
         """Return this holder and the others that it knows, if they are to be closed."""
-        if not self.others:
-            return [] if self.closer is None else [self]
         return [each for each in (self, *self.others) if each.closer is not None]
 
-    def end(self, *, through_owner: bool) -> None:
+    def end(self, deadline: float, *, through_owner: bool) -> None:
         """Let the owner remove the session, and close what that has not closed."""
         try:
             if through_owner and self.registry is not None:
@@ -100,14 +98,13 @@ class Holder:
             pass  # another thread is inside the session, which is waited for
         finally:
             if self.closer is not None:
-                self.close_when_idle(SECONDS_TO_WAIT)
+                self.close_when_idle(deadline)
 
-    def close_when_idle(self, seconds: float, *, wait: bool = True) -> None:
+    def close_when_idle(self, deadline: float, *, wait: bool = True) -> None:
         """Close the session once no other thread is inside it.
 
-        After that time it is left to a thread of its own to wait for that.
+        After the deadline it is left to a thread of its own to wait for that.
         """
-        deadline = time.monotonic() + seconds
         while self.closer is not None:
             try:
                 self.close(wait=wait)
@@ -153,9 +150,11 @@ class Holder:
     def __del__(self) -> None:
         """Close what every teardown missed, with a :exc:`ResourceWarning`."""
         try:
-            holders = self.unclosed()
+            if self.closer is None and not self.others:
+                return
         except AttributeError:  # an interrupt came before
             return
+        holders = self.unclosed()
         if not holders:
             return
         if in_unprepared_child():
@@ -227,16 +226,18 @@ def scope_of(context: AppContext) -> dict[str, Any]:
     return scope
 
 
-def release(context: AppContext, *, through_owners: bool) -> None:
+def release(context: AppContext) -> None:
     """Close every session of a context, whichever fails, and raise what failed first.
 
-    :param through_owners: whether the context is the current one, which the owners'
-        `remove` acts on.
+    It waits one time for all that other threads are inside of.
     """
-    scope = context.g.__dict__
+    scope: dict[str, Any] = getattr(context.g, "__dict__", {})
     first: Holder | None = scope.get(_FIRST)
     if first is None:
         return
+    # What the owners' `remove` acts on is the current one.
+    through_owners = context is find_context()
+    deadline = time.monotonic() + SECONDS_TO_WAIT
     errors: list[BaseException] = []
     turn = 0
     while turn <= _TURNS and (holders := first.unclosed()):
@@ -244,7 +245,7 @@ def release(context: AppContext, *, through_owners: bool) -> None:
             scope[_SEALED] = True
         for holder in holders:
             try:
-                holder.end(through_owner=through_owners and not turn)
+                holder.end(deadline, through_owner=through_owners and not turn)
             except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
                 errors.append(error)
         turn += 1

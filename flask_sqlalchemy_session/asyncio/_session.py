@@ -23,7 +23,12 @@ from flask_sqlalchemy_session._factory import (
 )
 from flask_sqlalchemy_session._fork import living
 from flask_sqlalchemy_session._owner import ContextScoped
-from flask_sqlalchemy_session._registry import ContextRegistry, register
+from flask_sqlalchemy_session._registry import (
+    NONE,
+    ContextRegistry,
+    Keywords,
+    register,
+)
 from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS, Holder
 from flask_sqlalchemy_session._session import close_transaction
 
@@ -110,7 +115,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
     __slots__ = ()
 
-    def make_session(self, **kw: object) -> AS:
+    def make_session(self, keywords: Keywords = NONE) -> AS:
         context = current_context()
         app = context.app
         if is_left_behind(context):
@@ -128,9 +133,9 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
                 "flask_sqlalchemy_session.asyncio import use_one_event_loop'."
             )
         factory = self.owner.session_factory
-        if kw:
-            check_keywords(factory, kw)
-        session = factory(**kw)
+        if keywords:
+            check_keywords(factory, keywords)
+        session = factory(**keywords)
         check_session(session, factory)
         self._settle(session)
         if self.prepare is not None:
