@@ -20,7 +20,6 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
-from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from flask import Flask
@@ -122,7 +121,8 @@ def _served(library: str, url: URL, threads: int, directory: str) -> Iterator[st
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         try:
             # There is no such page, but the answer comes when the server is up.
-            assert _get(f"{address}up", SECONDS_TO_START) == FAILED
+            up = _get(f"{address}up", SECONDS_TO_START)
+            assert up == FAILED, Path(directory, "log").read_text()
             yield address
         finally:
             process.terminate()
@@ -132,10 +132,10 @@ def _get(address: str, timeout: float) -> str:
     try:
         with urlopen(address, timeout=timeout) as answer:  # noqa: S310  # our own
             return SERVED if answer.read() == b"1" else FAILED
-    except HTTPError:
-        return FAILED
     except TimeoutError:
         return HUNG
+    except OSError:  # an answer that tells of an error is one too
+        return FAILED
 
 
 def _load(
