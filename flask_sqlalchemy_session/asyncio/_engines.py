@@ -32,26 +32,20 @@ _checked_out: WeakSet[PoolProxiedConnection] = WeakSet()
 
 def leave_connections_to_parent() -> None:
     """Let a forked child make connections of its own, on every async engine."""
-    inherited: list[object] = [entry.dbapi_connection for entry in _entries]
-    for connection in list(_checked_out):
-        connection.detach()  # the pool has room for another
+    never_finalise([entry.dbapi_connection for entry in _entries])
     for entry in list(_entries):
         # As SQLAlchemy's documentation has it for forked processes.
         entry.dbapi_connection = None  # type: ignore[misc]  # ty: ignore[missing-slot]  # a property, with an annotation
-    never_finalise(inherited)
-
-
-@event.listens_for(Pool, "connect")
-def _note(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-    if isinstance(connection, AdaptedConnection):
-        _entries.add(entry)
+    for connection in list(_checked_out):
+        connection.detach()  # the pool has room for another
 
 
 @event.listens_for(Pool, "checkout")
-def _note_use(
-    connection: DBAPIConnection, entry: object, proxied: PoolProxiedConnection
+def _note(
+    connection: object, entry: ConnectionPoolEntry, proxied: PoolProxiedConnection
 ) -> None:
     if isinstance(connection, AdaptedConnection):
+        _entries.add(entry)
         _checked_out.add(proxied)
 
 
@@ -72,11 +66,9 @@ def _connect_apart(
     # The application's own listeners may need the context.
     for listener in dialect.dispatch.do_connect:  # ty: ignore[missing-union-attribute]  # it has every event's name
         if listener is not _connect_apart:
-            connection: DBAPIConnection | None = listener(
-                dialect, entry, arguments, keywords
-            )
-            if connection is not None:
-                return connection
+            made: DBAPIConnection | None = listener(dialect, entry, arguments, keywords)
+            if made is not None:
+                return made
 
     async def connect() -> DBAPIConnection:
         spawned = greenlet_spawn(partial(dialect.connect, *arguments, **keywords))

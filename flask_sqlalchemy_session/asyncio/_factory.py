@@ -12,10 +12,10 @@ AS_co = TypeVar("AS_co", bound=AsyncSession, default=AsyncSession, covariant=Tru
 
 
 REMEDY = (
-    "Pass 'async_sessionmaker(engine)', an AsyncSession subclass or a function that "
-    "returns a new AsyncSession."
+    "Pass 'async_sessionmaker(engine)', an AsyncSession subclass or a function, not a "
+    "coroutine function, that returns a new AsyncSession."
 )
-"""What to do about a factory that can't be called."""
+"""What to do about a factory that makes no async sessions."""
 
 
 @runtime_checkable
@@ -46,6 +46,5 @@ def check_session(session: object, factory: object) -> None:
         raise TypeError(
             "An async session factory must return a "
             f"sqlalchemy.ext.asyncio.AsyncSession, but {factory!r} returned "
-            f"{session!r}. Pass 'async_sessionmaker(engine)', an AsyncSession subclass "
-            "or a function, not a coroutine function, that returns a new AsyncSession."
+            f"{session!r}. {REMEDY}"
         )

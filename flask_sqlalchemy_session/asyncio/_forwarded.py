@@ -41,10 +41,7 @@ class ForwardingAsyncScopedSession(async_scoped_session[AS], Generic[AS]):
         return self.registry().sync_session
 
     async def run_sync(
-        self,
-        fn: Callable[Concatenate[Session, P], T],
-        *arg: P.args,
-        **kw: P.kwargs,
+        self, fn: Callable[Concatenate[Session, P], T], *arg: P.args, **kw: P.kwargs
     ) -> T:
         """Call a function with the sync session. See `AsyncSession.run_sync`."""
         return await self.registry().run_sync(fn, *arg, **kw)

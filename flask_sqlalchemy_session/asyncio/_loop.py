@@ -55,17 +55,14 @@ class EventLoopThread:
         if self.loop is None:
             with self._starting:
                 if self.loop is None:
-                    # The loop keeps the context variables that it was made with.
-                    self.loop = Context().run(self._start)
+                    # It keeps the context variables that it was made with.
+                    loop = Context().run(asyncio.new_event_loop)
+                    self.thread = threading.Thread(
+                        target=self._run, args=(loop,), name=__name__, daemon=True
+                    )
+                    Context().run(self.thread.start)
+                    self.loop = loop
         return self.loop
-
-    def _start(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(
-            target=self._run, args=(loop,), name=__name__, daemon=True
-        )
-        self.thread.start()
-        return loop
 
     def is_here(self) -> bool:
         """Tell whether the calling thread is the one that runs the loop."""
@@ -111,10 +108,13 @@ _shared = EventLoopThread()
 
 def _start_anew() -> None:
     """Leave the loop, and the connections that belong to it, to the parent process."""
-    global _shared  # noqa: PLW0603  # the process is the scope that it is shared in
-    never_finalise([_shared])
+    global _shared  # the process is the scope that it is shared in
+    inherited, _shared = _shared, EventLoopThread()
+    never_finalise([inherited])
+    if inherited.loop is not None:
+        # What waits there for a connection is woken from here, and in vain.
+        inherited.loop.set_debug(False)
     leave_connections_to_parent()
-    _shared = EventLoopThread()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
@@ -235,13 +235,9 @@ def use_one_event_loop(app: Flask) -> None:
     :param app: the application.
     """
     app = unproxied(app)
-    if not _is_one_loop(app.async_to_sync):
+    if not isinstance(vars(app).get("async_to_sync"), _OneLoop):
         # Documented as the place to change how the application runs async views.
         setattr(app, "async_to_sync", _OneLoop(app))  # noqa: B010  # a method, for type checkers
-
-
-def _is_one_loop(bridge: object) -> bool:
-    return isinstance(bridge, _OneLoop)
 
 
 def has_lasting_loop(app: Flask) -> bool:
@@ -249,5 +245,4 @@ def has_lasting_loop(app: Flask) -> bool:
 
     An application that runs them in a way of its own is taken to know what it does.
     """
-    method = app.async_to_sync
-    return getattr(method, "__func__", method) is not Flask.async_to_sync
+    return getattr(app.async_to_sync, "__func__", None) is not Flask.async_to_sync

@@ -137,7 +137,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
             check_keywords(factory, keywords)
         session = factory(**keywords)
         check_session(session, factory)
-        self._settle(session)
+        setattr(session, _LOOP, loop_that_runs_here())
         if self.prepare is not None:
             self.prepare(session)
         return session
@@ -146,11 +146,8 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
         return session.sync_session
 
     def set(self, obj: AS) -> None:
-        self._settle(obj)
+        setattr(obj, _LOOP, loop_that_runs_here())
         super().set(obj)
-
-    def _settle(self, session: AS) -> None:
-        setattr(session, _LOOP, loop_that_runs_here())
 
     def close_session(self, session: AS, *, wait: bool = True) -> None:
         loop = _loop_for(session)
@@ -272,9 +269,8 @@ class FlaskAsyncScopedSession(
         self._registry = AsyncSessionRegistry[AS](self, EXTENSION, name)
         self.registry: ScopedRegistry[AS] = self._registry
         self._name = name
-        proxy: AsyncSessionProxy[AS] = AsyncSessionProxy(lambda: self)
         # The proxy stands for the session in every way that its type promises.
-        self._proxy = cast("AS", proxy)
+        self._proxy = cast("AS", AsyncSessionProxy(lambda: self))
         if app is not None:
             self.init_app(app)
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import importlib
 import os
+import signal
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from flask import Flask, current_app, g, request
 from flask.globals import app_ctx
-from sqlalchemy import AsyncAdaptedQueuePool, event, text
+from sqlalchemy import URL, AsyncAdaptedQueuePool, event, text
 from sqlalchemy.exc import MissingGreenlet
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.util import greenlet_spawn
 
 from flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession, use_one_event_loop
@@ -23,8 +33,11 @@ from tests.leaks import collect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+    from typing import Any, TypeAlias
 
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+
+    Use: TypeAlias = Callable[[AsyncConnection], Coroutine[object, object, None]]
 
 
 class Kept:
@@ -84,6 +97,70 @@ def test_a_pooled_connection_keeps_nothing_of_the_request_that_opened_it(
     assert len(of_the_request) == 3
     assert [reference() for reference in of_the_request] == [None] * 3
     assert "Connections in pool: 1" in fresh.pool.status()
+
+
+async def _connect(url: str, driver: str) -> object:
+    module = importlib.import_module(driver)
+    connected: object = await getattr(module, "AsyncConnection", module).connect(url)
+    return connected
+
+
+async def _connect_apart(url: str, driver: str) -> object:
+    connecting = _connect(url, driver)
+    return await contextvars.Context().run(asyncio.create_task, connecting)
+
+
+async def _select(connection: AsyncConnection) -> None:
+    await connection.execute(text("SELECT 1"))
+
+
+async def _fetch(connection: AsyncConnection) -> None:
+    driver_connection: Any = (await connection.get_raw_connection()).driver_connection
+    await driver_connection.fetch("SELECT 1")
+
+
+SETTINGS: dict[str, tuple[Use, bool, dict[str, object]]] = {
+    "asyncpg connects by itself": (_select, True, {"async_creator": _connect}),
+    "asyncpg connects apart": (_select, False, {"async_creator": _connect_apart}),
+    "psycopg connects by itself": (_select, False, {"async_creator": _connect}),
+    "asyncpg caches for a while": (_fetch, True, {}),
+    "asyncpg caches for ever": (
+        _fetch,
+        False,
+        {"connect_args": {"max_cached_statement_lifetime": 0}},
+    ),
+}
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_the_page_says_of_the_driver_keeps_the_request(
+    app: Flask, setting: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    driver = setting.split(maxsplit=1)[0]
+    url = async_url(driver, request, tmp_path)
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    use, kept, arguments = SETTINGS[setting]
+    if creator := arguments.get("async_creator"):
+        assert callable(creator)
+        arguments = {"async_creator": partial(creator, plain, driver)}
+    engine = create_async_engine(url, **arguments)
+    of_the_request: list[weakref.ref[object]] = []
+
+    @app.get("/")
+    async def view() -> str:
+        g.kept = Kept()
+        of_the_request.extend(map(weakref.ref, (g.kept, _request())))
+        async with engine.connect() as connection:
+            await use(connection)
+        return ""
+
+    app.test_client().get("/")
+    run(settle)
+    assert [reference() is not None for reference in of_the_request] == [kept] * 2
+    run(engine.dispose)
+    run(settle)
+    assert [reference() for reference in of_the_request] == [None] * 2
 
 
 def _context() -> object:
@@ -182,28 +259,102 @@ def test_a_connection_that_no_greenlet_waits_for_is_sqlalchemys_error(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-@pytest.mark.parametrize("through", ["engine", "options", "raw", "open"])
+@pytest.mark.parametrize("through", ["engine", "options", "raw", "open", "creator"])
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_what_connected_before_a_fork_stays_the_parents(
     driver: str, through: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    told = fork(FORK, async_url(driver, request, tmp_path), WAY=through)
+    assert told == ("child: another's\nparent: 0 the same\n", "")
+
+
+# In asyncio's debug mode nothing may be woken from another thread.
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("debug", ["", "1"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_what_waits_for_a_connection_at_a_fork_is_served_by_the_parent(
+    driver: str, debug: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     url = async_url(driver, request, tmp_path)
-    environment = {"URL": url.render_as_string(hide_password=False), "WAY": through}
-    done = subprocess.run(  # noqa: S603  # a program of this test's own
+    told = fork(FORK_BESIDE_A_WAITER, url, PYTHONASYNCIODEBUG=debug)
+    lines = ["child: another's", "child: 4 served", "parent: 0 the same", ""]
+    assert told == ("\n".join(lines), "")
+
+
+def fork(program: str, url: URL, **environment: str) -> tuple[str, str]:
+    """Run a program, and return what it and its child wrote."""
+    environment["URL"] = url.render_as_string(hide_password=False)
+    # A session of its own, for a child that hangs to end with it.
+    process = subprocess.Popen(  # noqa: S603  # a program of the test's own
         # Python warns of forks beside threads, such as the loop's.
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program],
         env={**os.environ, **environment},
-        check=False,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=30,
         cwd=Path(__file__).parents[2],
+        start_new_session=True,
     )
-    assert (done.stdout, done.stderr) == ("child: another's\nparent: 0 the same\n", "")
+    try:
+        return process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()
+
+
+FORK_BESIDE_A_WAITER = """
+import asyncio, os, sys, threading, time
+from flask import Flask
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from flask_sqlalchemy_session.asyncio import use_one_event_loop
+
+app = Flask("shop")
+use_one_event_loop(app)
+engine = create_async_engine(os.environ["URL"], pool_size=1, max_overflow=0)
+held, forked = threading.Event(), threading.Event()
+backends = []
+
+async def hold():
+    async with engine.connect() as connection:
+        held.set()
+        await asyncio.to_thread(forked.wait)
+        await connection.execute(text("SELECT 1"))
+
+async def note():
+    async with engine.connect() as connection:
+        backends.append(await connection.scalar(text("SELECT pg_backend_pid()")))
+
+async def note_twice():
+    await asyncio.gather(note(), note())
+
+app.ensure_sync(note)()
+threads = []
+for function in (hold, note):
+    threads.append(threading.Thread(target=app.ensure_sync(function)))
+    threads[-1].start()
+    held.wait()
+time.sleep(0.2)  # the second thread's call waits for the connection now
+child = os.fork()
+if not child:
+    app.ensure_sync(note)()
+    print("child:", "the same" if len(set(backends)) == 1 else "another's")
+    # What the page on deploying has for a pool that was waited for.
+    engine.sync_engine.dispose(close=False)
+    app.ensure_sync(note_twice)()
+    print("child:", len(backends), "served", flush=True)
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+forked.set()
+for thread in threads:
+    thread.join()
+print("parent:", status, "the same" if len(set(backends)) == 1 else "another's")
+app.ensure_sync(engine.dispose)()
+"""
 
 
 FORK = """
-import os, sys
+import importlib, os, sys
 from flask import Flask
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -212,7 +363,17 @@ from flask_sqlalchemy_session.asyncio import use_one_event_loop
 
 app = Flask("shop")
 use_one_event_loop(app)
-engine = create_async_engine(os.environ["URL"], pool_size=1, max_overflow=0)
+
+async def connect():
+    driver = importlib.import_module(engine.driver)
+    connect = getattr(driver, "AsyncConnection", driver).connect
+    url = engine.url.set(drivername="postgresql")
+    return await connect(url.render_as_string(hide_password=False))
+
+options = {}
+if os.environ["WAY"] == "creator":
+    options["async_creator"] = connect
+engine = create_async_engine(os.environ["URL"], pool_size=1, max_overflow=0, **options)
 
 def raw():
     connection = engine.sync_engine.raw_connection()
