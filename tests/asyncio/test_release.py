@@ -31,10 +31,11 @@ from flask_sqlalchemy_session.asyncio import (
 )
 from tests.async_support import run, settle
 from tests.faults import FAULTS, Side, get, get_and_catch
+from tests.scope.flask_versions import REFUSES_A_FOREIGN_POP
 from tests.support import Base, Held, OopsError, User, broken_rollback, use as use_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from sqlalchemy.orm import SessionTransaction
@@ -316,6 +317,65 @@ def test_the_connection_is_back_and_nothing_leaks_after(
         app.ensure_sync(look)()
     assert held.count == 0
     del kept
+
+
+def test_an_abandoned_generator_on_the_loop_ends_its_context_and_no_other(
+    app: Flask,
+    async_engine: AsyncEngine,
+    held: Held,
+    idle_in_transaction: Callable[[], int],
+) -> None:
+    if REFUSES_A_FOREIGN_POP:
+        pytest.skip("Flask 3.2 refuses to pop a context that is not current")
+    session = FlaskAsyncScopedSession(async_sessionmaker(async_engine), app)
+    abandoned: list[AsyncIterator[object]] = []
+    ended: list[AsyncSession] = []
+
+    async def rows() -> AsyncIterator[object]:
+        with app.app_context():
+            ended.append(session())
+            yield await session.scalar(select(User))
+            yield None
+
+    async def begin() -> None:
+        abandoned.append(rows())
+        await anext(abandoned[0])
+
+    @app.get("/begin")
+    async def view_that_leaves_it() -> str:
+        # A task has context variables of its own, and so the view keeps its context.
+        await asyncio.create_task(begin())
+        return ""
+
+    @app.get("/")
+    async def view() -> str:
+        mine = session()
+        mine.add(User(name="live"))
+        await mine.flush()
+        assert held.count == 2
+        abandoned.clear()
+        for _ in range(2):  # the generator's end, and its session's
+            await asyncio.sleep(0)
+            await settle()
+        assert held.count == 1
+        assert session() is mine
+        assert not ended[0].in_transaction()
+        await mine.commit()
+        return "committed"
+
+    app.testing = True
+    app.test_client().get("/begin")
+    assert held.count == 1
+    assert app.test_client().get("/").text == "committed"
+    run(settle)
+    assert held.count == 0
+    assert idle_in_transaction() == 0
+
+    async def names() -> list[str]:
+        async with async_engine.connect() as connection:
+            return list(await connection.scalars(select(User.name)))
+
+    assert run(names) == ["live"]
 
 
 @pytest.fixture
