@@ -137,6 +137,28 @@ def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
     assert not invalidated
 
 
+def test_the_end_of_a_context_waits_a_second_for_all_its_sessions_together(
+    app: Flask, engine: Engine, held: Held
+) -> None:
+    gate = Gate(engine, "begin")
+    with ThreadPoolExecutor(3) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with app.app_context():
+            for name in ("default", "reports", "audit"):
+                session = FlaskScopedSession(sessionmaker(engine), app, name=name)
+                session()
+                gate.reached.clear()
+                pool.submit(contextvars.copy_context().run, query, session)
+                assert gate.reached.wait(30)
+            began = time.monotonic()
+        assert time.monotonic() - began < 2
+        assert held.count == 3
+        gate.opened.set()
+        assert isinstance(engine.pool, QueuePool)
+        wait_for_the_pool(engine.pool)
+    assert held.count == 0
+
+
 def test_an_async_view_that_gives_up_a_query_has_its_response(
     app: Flask, engine: Engine
 ) -> None:

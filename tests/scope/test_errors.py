@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import TYPE_CHECKING, cast
+from unittest import mock
 
 import pytest
 from flask import Flask
@@ -195,6 +196,14 @@ def test_a_factory_that_returns_no_session_is_refused(made: object, app: Flask) 
             session()
         assert not session.registry.has()
         assert isinstance(session(), Session)  # the next that it makes
+
+
+def test_a_mocked_factory_that_returns_no_session_is_not_taken_for_an_async_one(
+    app: Flask,
+) -> None:
+    session = FlaskScopedSession(mock.Mock(), app)
+    with app.app_context(), pytest.raises(TypeError, match="Pass 'sessionmaker"):
+        session()
 
 
 def test_a_factory_that_raises_leaves_no_session(app: Flask, engine: Engine) -> None:

@@ -11,10 +11,11 @@ import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from flask import Flask, g, stream_with_context
+from flask.ctx import AppContext
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from werkzeug.test import EnvironBuilder
@@ -314,3 +315,57 @@ def test_the_end_of_a_context_that_used_no_session_leaves_the_live_one_alone(
         assert session.in_transaction()
         session.rollback()
     assert held.count == 0
+
+
+def test_a_context_whose_end_opens_another_one_is_released(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    class Audited(AppContext):
+        def pop(self, *args: Any) -> None:
+            with app.app_context():
+                session.scalars(select(User)).all()
+            super().pop(*args)
+
+    context = Audited(app)
+    with context:
+        session.scalars(select(User)).all()
+    assert held.count == 0  # though the context is kept
+
+
+def drop(bodies: list[Iterator[str]]) -> None:
+    bodies.clear()
+
+
+def read(bodies: list[Iterator[str]]) -> None:
+    with suppress(ValueError, LookupError, RuntimeError):  # Flask's, at the end
+        list(bodies[0])
+
+
+@pytest.mark.parametrize("end", [drop, read])
+def test_a_view_keeps_its_transaction_when_another_thread_ends_a_body_that_it_began(
+    end: Callable[[list[Iterator[str]]], object],
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    engine: Engine,
+    held: Held,
+) -> None:
+    @app.get("/")
+    def view() -> str:
+        mine = session()
+        mine.add(User(name="live"))
+        mine.flush()
+        bodies = [iter(stream_with_context(iter("ab")))]
+        next(bodies[0])
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(end, bodies).result()
+        assert session() is mine
+        session.commit()
+        session.remove()
+        return "committed"
+
+    # Flask never tears the request's context down, and leaves it where it was pushed.
+    response = contextvars.Context().run(app.test_client().get, "/")
+    assert response.text == "committed"
+    assert held.count == 0
+    with Session(engine) as after:
+        assert after.scalar(select(func.count()).select_from(User)) == 1

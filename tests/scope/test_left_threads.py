@@ -11,7 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-from flask import Flask, g, stream_with_context
+from flask import (
+    Flask,
+    copy_current_request_context,
+    current_app,
+    g,
+    request,
+    stream_with_context,
+    url_for,
+)
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 from werkzeug.test import EnvironBuilder, run_wsgi_app
@@ -21,8 +29,9 @@ from tests.scope.flask_versions import before_flask_3_2
 from tests.support import Held, OopsError, User, default_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from flask import Response
     from flask.typing import ResponseReturnValue
 
 
@@ -253,16 +262,107 @@ def test_a_request_that_fails_at_its_end_leaves_the_live_context_it_is_in(
         assert after.scalar(select(func.count()).select_from(User)) == 1
 
 
+@before_flask_3_2("a request has a context of its own in any case")
+def test_a_request_whose_after_request_function_fails_leaves_the_live_context_shared(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    @app.get("/")
+    @app.get("/fail")
+    def index() -> str:
+        return str(session.info["mark"])
+
+    @app.after_request
+    def fail(response: Response) -> Response:
+        if request.path == "/fail":
+            raise OopsError
+        return response
+
+    with app.app_context():
+        session.info["mark"] = "the context's"
+        assert app.test_client().get("/fail").status_code == 500
+        assert app.test_client().get("/").text == "the context's"
+    assert held.count == 0
+
+
+@before_flask_3_2("a request has a context of its own in any case")
+def test_a_request_that_an_after_request_function_makes_shares_its_session(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    @app.get("/")
+    @app.get("/inner")
+    def index() -> str:
+        return str(session.info.setdefault("mark", request.path))
+
+    @app.after_request
+    def ask(response: Response) -> Response:
+        if request.path == "/":
+            assert app.test_client().get("/inner").text == "/"
+        return response
+
+    assert app.test_client().get("/").text == "/"
+    assert held.count == 0
+
+
+def of_a_copied_request(job: Callable[[], None]) -> Callable[[], None]:
+    with current_app.test_request_context():
+        return copy_current_request_context(job)
+
+
+def of_a_request_that_was_made_elsewhere(job: Callable[[], None]) -> Callable[[], None]:
+    context = current_app.test_request_context()
+
+    def run() -> None:
+        with context:
+            job()
+
+    return run
+
+
 @pytest.mark.usefixtures("views")
 @on_a_thread_that_was_left
-def test_requests_while_the_body_of_a_view_that_made_a_request_is_not_reclaimed(
-    app: Flask, thread: ThreadPoolExecutor, held: Held
+@pytest.mark.parametrize(
+    "of_a_request", [of_a_copied_request, of_a_request_that_was_made_elsewhere]
+)
+def test_jobs_on_a_thread_that_was_left(
+    of_a_request: Callable[[Callable[[], None]], Callable[[], None]],
+    app: Flask,
+    thread: ThreadPoolExecutor,
+    seen: Seen,
+    held: Held,
 ) -> None:
-    app.add_url_rule("/inner", view_func=lambda: "answered")
+    body = thread.submit(begin_stream, app).result()
+    del body
+    for _ in range(3):
+        with app.app_context():
+            job = of_a_request(seen.use)
+        thread.submit(job).result()
+        assert held.count == 0
+    assert len(seen.sessions) == 3
+
+
+def ask(app: Flask) -> None:
+    assert app.test_client().get("/inner").text == "answered"
+
+
+def build_an_address(app: Flask) -> None:
+    with app.test_request_context():
+        assert url_for("inner") == "/inner"
+
+
+@pytest.mark.usefixtures("views")
+@on_a_thread_that_was_left
+@pytest.mark.parametrize("make_a_request", [ask, build_an_address])
+def test_requests_while_the_body_of_a_view_that_made_a_request_is_not_reclaimed(
+    make_a_request: Callable[[Flask], None],
+    app: Flask,
+    thread: ThreadPoolExecutor,
+    held: Held,
+) -> None:
+    app.add_url_rule("/inner", "inner", lambda: "answered")
     stream = app.view_functions["stream"]
 
     def ask_and_stream() -> ResponseReturnValue:
-        assert app.test_client().get("/inner").text == "answered"
+        make_a_request(app)
         return app.ensure_sync(stream)()  # type: ignore[no-any-return]
 
     app.view_functions["stream"] = ask_and_stream

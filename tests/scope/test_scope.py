@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextvars
 import gc
 import threading
-from typing import TYPE_CHECKING
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 import pytest
@@ -256,6 +258,22 @@ def test_teardown_calls_a_mocks_remove_and_closes_what_it_leaves(
     remove.assert_called_once_with()
 
 
+def test_teardown_asks_a_fake_for_no_more_than_close(
+    app: Flask, session: FlaskScopedSession[Session]
+) -> None:
+    class Fake:
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    fake = Fake()
+    with app.app_context():
+        session.registry.set(cast("Session", fake))
+        assert cast("object", session()) is fake
+    assert fake.closed == 1
+
+
 def test_keyword_arguments_reach_the_factory_on_first_use(
     app: Flask, session: FlaskScopedSession[Session]
 ) -> None:
@@ -402,6 +420,36 @@ def test_threads_that_race_for_the_first_use_get_one_session(
         loser = next(one for one in made if one is not session())
         assert not loser.in_transaction()
         assert session.in_transaction()
+        assert held.count == 1
+    assert held.count == 0
+
+
+class SlowDict(dict[str, Any]):
+    """Lets other threads look for the same, before anything follows from it."""
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        found = super().setdefault(key, default)
+        time.sleep(0.02)
+        return found
+
+
+class SlowGlobals:
+    def __init__(self) -> None:
+        self.__dict__ = SlowDict()
+
+
+@many_connections
+def test_threads_that_race_after_a_remove_get_one_session(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    app.app_ctx_globals_class = SlowGlobals  # type: ignore[assignment]  # Flask takes any
+    with app.app_context(), ThreadPoolExecutor(4) as pool:
+        session()
+        session.remove()
+        runs = [contextvars.copy_context().run for _ in range(4)]
+        got = [each.result() for each in [pool.submit(run, session) for run in runs]]
+        assert {*map(id, got)} == {id(session())}
+        use(session())
         assert held.count == 1
     assert held.count == 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
 import pytest
@@ -14,7 +16,7 @@ from flask import Flask
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
-from tests.scope.flask_versions import FLASK_3_2
+from tests.scope.flask_versions import FLASK_3_2, before_flask_3_2
 from tests.support import Held, OopsError, use
 
 if TYPE_CHECKING:
@@ -36,7 +38,16 @@ def refusing(name: str, error: type[BaseException]) -> Flask:
 
 
 @pytest.mark.parametrize("error", [OopsError, KeyboardInterrupt])
-@pytest.mark.parametrize("name", ["scoped_session", "do_teardown_appcontext"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scoped_session",
+        "do_teardown_appcontext",
+        pytest.param(
+            "__class__", marks=before_flask_3_2("an application keeps its class")
+        ),
+    ],
+)
 def test_an_application_that_refuses_an_attribute_is_left_as_it_was(
     name: str, error: type[BaseException], memory: Engine
 ) -> None:
@@ -51,6 +62,18 @@ def test_an_application_that_refuses_an_attribute_is_left_as_it_was(
     assert app.extensions == extensions
     with app.app_context(), pytest.raises(RuntimeError, match="no session named"):
         session()
+
+
+def test_an_application_that_refuses_an_extension_is_left_as_it_was(
+    app: Flask, memory: Engine
+) -> None:
+    app.extensions = cast("dict[str, Any]", MappingProxyType({}))
+    before = dict(vars(app))
+    session = FlaskScopedSession(sessionmaker(memory))
+    with pytest.raises(TypeError):
+        session.init_app(app)
+    assert vars(app) == before
+    assert type(app) is Flask
 
 
 def test_an_application_with_a_class_that_is_made_by_another_can_be_set_up(
@@ -148,6 +171,23 @@ def test_a_copy_releases_a_session_that_only_a_hook_made(
         with each.app_context():
             pass
         assert held.count == 0
+
+
+@before_flask_3_2("it refuses to pop a context that is not current")
+def test_a_context_of_a_copy_that_is_popped_elsewhere_runs_the_copys_hooks(
+    app: Flask, session: FlaskScopedSession[Session]
+) -> None:
+    ended: list[str] = []
+    copied = copy.copy(app)
+    app.teardown_appcontext_funcs = [lambda _: ended.append("the original's")]
+    copied.teardown_appcontext_funcs = [lambda _: ended.append("the copy's")]
+    context = copied.app_context()
+    contextvars.Context().run(context.push)
+    with copied.app_context():
+        session()
+        with pytest.raises((ValueError, LookupError)):
+            context.pop()
+        assert ended == ["the copy's"]
 
 
 class NoRoom:

@@ -22,7 +22,8 @@ from flask_sqlalchemy_session import (
     current_session,
     flask_scoped_session,
 )
-from tests.support import User
+from tests.scope.flask_versions import FLASK_3_2
+from tests.support import User, use
 
 if TYPE_CHECKING:
     from flask.typing import ResponseReturnValue
@@ -144,6 +145,22 @@ def test_remove_is_called_once_for_each_context_that_used_the_session(
         for count in range(1, 4):
             assert app.test_client().get("/").status_code == 200
             assert remove.call_count == count
+
+
+def test_a_teardown_that_is_called_by_hand_releases_the_session(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    with app.app_context() as context:
+        for _ in range(2):
+            use(session())
+            assert held.count == 1
+            if FLASK_3_2:
+                cast("Any", app).do_teardown_appcontext(context, None)
+            else:
+                app.do_teardown_appcontext()
+            assert held.count == 0
+        use(session())
+    assert held.count == 0
 
 
 def test_an_app_that_was_not_set_up_raises_an_attribute_error() -> None:
