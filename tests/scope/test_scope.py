@@ -503,4 +503,6 @@ def test_the_registry_is_given_a_session(
         session.registry.set(second)
         assert session() is second
         use(second)
+        session.registry.set(second)  # again, which changes nothing
+        assert second.in_transaction()
     assert held.count == 0
