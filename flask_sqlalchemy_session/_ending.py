@@ -27,6 +27,7 @@ BEFORE_FLASK_3_2 = "request_ctx" in vars(flask.globals)
 
 _TEARDOWN = "do_teardown_appcontext"
 _ENDED = "_flask_sqlalchemy_session_ended"
+_USED = "_flask_sqlalchemy_session_used"
 
 # On a watched context, by the request that pushed it: that it was not popped yet.
 OWED = "_flask_sqlalchemy_session_owed"
@@ -65,10 +66,11 @@ def watched(class_: type[AppContext]) -> type[AppContext]:
 
 
 def watch(context: AppContext) -> None:
-    """Let a context say when it is popped."""
+    """Let a context that is to have sessions say when it is popped."""
     class_ = watched(type(context))
     if class_ is not type(context):
         context.__class__ = class_
+    setattr(context, _USED, True)
 
 
 def has_ended(context: AppContext) -> bool:
@@ -99,18 +101,19 @@ def _context_methods(class_: type[AppContext]) -> dict[str, object]:
         finally:
             _popping.pop(get_ident(), None)
 
-    return {"push": push, "pop": pop}
+    return {"push": push, "pop": pop, _ENDED: False, _USED: False}
 
 
 def end(context: AppContext | None, *, popped: bool = True) -> None:
-    """Release the sessions of a context, if it is watched and has any.
+    """Release the sessions of a context, if it has any.
 
     :param popped: whether it has ended, or goes on, with sessions that are yet to make.
     """
-    if context is not None and type(context) is _subclasses.get(type(context)):
+    if context is not None:
         if popped:
             setattr(context, _ENDED, True)
-        release(context)
+        if getattr(context, _USED, False):
+            release(context)
 
 
 def _call_without_app(

@@ -82,7 +82,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
     def is_open(self, session: T) -> bool:
         """Tell whether a session has a transaction, and so may have connections."""
         # A test's fake may have no answer, or one to all that it is asked.
-        return getattr(session, "in_transaction", lambda: None)() is True
+        return getattr(session, "in_transaction", bool)() is True
 
     def release(self, session: T) -> None:
         """Let the owner remove the current context's session, at a teardown."""
