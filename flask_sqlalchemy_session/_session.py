@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.util import ScopedRegistry
 from werkzeug.local import LocalProxy
 
-from ._context import ScopeError, get_context
+from ._context import get_context
 from ._factory import (
     REMEDY,
     S,
@@ -141,10 +141,10 @@ class SessionProxy(LocalProxy[S]):
         @property
         def __class__(self):
             # True to the type without a context, and without making a session where
-            # the factory tells the class.
+            # the factory tells the class. What a factory raises, the next use tells.
             try:
                 return self._class()
-            except ScopeError:
+            except Exception:  # noqa: BLE001
                 return Session
 
         def _class(self):

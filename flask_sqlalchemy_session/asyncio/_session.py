@@ -212,7 +212,7 @@ class AsyncSessionProxy(LocalProxy[AS]):
                 owner = self._owner()
                 made = class_made_by(owner.session_factory, AsyncSession)
                 return made or type(owner())
-            except ScopeError:
+            except Exception:  # noqa: BLE001
                 return AsyncSession
 
 

@@ -281,6 +281,18 @@ def test_a_proxy_takes_its_class_from_the_session_where_the_factory_tells_none(
         assert isinstance(current_session, ShopSession)
 
 
+def test_current_session_is_a_session_where_the_factory_raises(app: Flask) -> None:
+    def refuse() -> ShopSession:
+        raise ConnectionError
+
+    proxy: object = FlaskScopedSession(refuse, app).proxy
+    with app.app_context():
+        assert isinstance(current_session, Session)
+        assert isinstance(proxy, Session)
+        with pytest.raises(ConnectionError):
+            current_session.is_active  # noqa: B018  # the use that is told
+
+
 def test_current_session_is_of_its_application_s_class(app: Flask) -> None:
     FlaskScopedSession(sessionmaker(class_=ShopSession), app)
     assert not isinstance(current_session, ShopSession)
