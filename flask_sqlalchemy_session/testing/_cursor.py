@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,8 @@ class StandInCursor:
 
     connection: StandIn
     _cursor: DBAPICursor
-    _rows: deque[Any] | None = None
+    _rows: list[Any] | None = None
+    rownumber: int | None = None
 
     def __init__(self, connection: StandIn, cursor: DBAPICursor) -> None:
         vars(self).update(connection=connection, _cursor=cursor)
@@ -44,27 +44,39 @@ class StandInCursor:
         return self if result is self._cursor or result is None else result
 
     def _read(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        vars(self)["_rows"] = None
+        vars(self).update(_rows=None, rownumber=None)
         result = method(*args, **kwargs)
         cursor: Any = self._cursor  # whose description is None where there are no rows
         if cursor.description is not None:
             # One by one: `fetchall` of asyncpg's fails before SQLAlchemy 2.0.23.
-            vars(self)["_rows"] = deque(iter(cursor.fetchone, None))
+            vars(self).update(_rows=[*iter(cursor.fetchone, None)], rownumber=0)
         return result
 
     def fetchone(self) -> Any:
         if self._rows is None:
             return self._cursor.fetchone()  # which says that there are none
-        return self._rows.popleft() if self._rows else None
+        return next(iter(self._take(1)), None)
 
     def fetchmany(self, size: int | None = None) -> Any:
         if self._rows is None:
             return self._cursor.fetchall()
         size = self._cursor.arraysize if size is None else size
-        return [self._rows.popleft() for _ in range(min(size, len(self._rows)))]
+        return self._take(size)
 
     def fetchall(self) -> Any:
         return self.fetchmany(len(self._rows or ()))
+
+    def _take(self, size: int) -> list[Any]:
+        start = self.rownumber or 0
+        taken = (self._rows or [])[start : start + size]
+        vars(self)["rownumber"] = start + len(taken)
+        return taken
+
+    def scroll(self, value: int, mode: str = "relative") -> None:
+        start = (self.rownumber or 0) if mode == "relative" else 0
+        if not 0 <= start + value < len(self._rows or ()):
+            raise IndexError("position out of bound")
+        vars(self)["rownumber"] = start + value
 
     def nextset(self) -> Any:
         with self.connection.shared.lock:

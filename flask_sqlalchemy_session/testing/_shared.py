@@ -288,22 +288,31 @@ class SharedConnection:
 
     def note_error(self, error: BaseException) -> None:
         """Note whether an error means that the server has ended the connection."""
-        if (
-            self.broken is None
-            and isinstance(error, self._errors())
-            and (
-                self.dialect.is_disconnect(cast("Any", error), self.driver, None)
-                # SQLAlchemy looks for it with a full stop, as older releases have it.
-                or "MySQL Connection not available" in str(error)
-            )
-        ):
+        if self.broken is None and self._means_loss(error):
             self._lost = True
             self.broken = IsolationError(
                 f"The connection to {self.engine} was lost inside isolate(), and with "
                 "it all that was written and committed in the block: the database has "
                 "rolled it back. Every later use of the engine in the block fails. "
-                "Look for what ended the connection (a timeout, a restart or a kill)."
+                "Look for what ended the connection (a timeout, a restart or a kill; "
+                "drivers for MySQL end it when a statement is cancelled)."
             )
+
+    def _means_loss(self, error: BaseException) -> bool:
+        if not isinstance(error, Exception):  # a cancelled task, or an interrupt
+            return self.database == "mysql" and not self._answers()
+        return isinstance(error, self._errors()) and (
+            self.dialect.is_disconnect(cast("Any", error), self.driver, None)
+            # SQLAlchemy looks for it with a full stop, as older releases have it.
+            or "MySQL Connection not available" in str(error)
+        )
+
+    def _answers(self) -> bool:
+        try:
+            self._execute("SELECT 1")
+        except self._errors():
+            return False
+        return True
 
     def _check_sqlite(self) -> None:
         """Miss a transaction that was ended, outside of which savepoints work too."""
@@ -387,12 +396,7 @@ class SharedConnection:
 
     def _is_aborted(self) -> bool:
         """Tell whether PostgreSQL takes nothing but a rollback to a savepoint."""
-        if self.database == "postgresql":
-            try:
-                self._execute("SELECT 1")
-            except self._errors():
-                return True
-        return False
+        return self.database == "postgresql" and not self._answers()
 
     def run_failed(self, call: Callable[[], T]) -> T:
         """Let a statement of a transaction that failed fail, as PostgreSQL does."""

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 _EXECUTING = ("call", "copy", "execute", "fetch", "mogrify_", "run_async", "stream")
 _REFUSED = words(
-    "blobopen change_user cmd_change_user cmd_query cmd_reset_connection pipeline "
-    "query reset reset_session set_session tpc_begin tpc_commit tpc_prepare "
+    "backup blobopen change_user cmd_change_user cmd_query cmd_reset_connection "
+    "pipeline query reset reset_session set_session tpc_begin tpc_commit tpc_prepare "
     "tpc_rollback transaction xa"
 )
 _NEEDS_NO_TRANSACTION = re.compile(
@@ -346,7 +346,7 @@ class StandIn(Transaction):
 
     def _control_savepoint(self, statement: Statement) -> bool:
         savepoints, verb = self.shared.savepoints, statement.words[0]
-        name = statement.parts[0].split()[-1]
+        name = statement.parts[0].split()[-1].lower()
         numbers = [
             number for number, (own, _) in enumerate(self.savepoints) if own == name
         ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 from flask import Flask
 from sqlalchemy import make_url, text
@@ -11,7 +14,7 @@ from flask_sqlalchemy_session.asyncio import (
     FlaskAsyncScopedSession,
     use_one_event_loop,
 )
-from flask_sqlalchemy_session.testing import isolate
+from flask_sqlalchemy_session.testing import IsolationError, isolate
 
 
 @pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
@@ -51,3 +54,35 @@ def test_a_commit_is_seen_in_the_block_and_gone_after_it(
         assert run(count)() == 0
     run(execute)("DROP TABLE counted")
     run(engine.dispose)()
+
+
+@pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
+def test_a_statement_that_is_cancelled_ends_the_connection(
+    driver: str, mariadb_url: str
+) -> None:
+    pytest.importorskip(driver)
+    app = Flask("shop")
+    use_one_event_loop(app)
+    url = make_url(mariadb_url).set(drivername=f"mariadb+{driver}")
+    engine = create_async_engine(url)
+    session = FlaskAsyncScopedSession(async_sessionmaker(engine), app)
+
+    async def use() -> None:
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    async def wait() -> None:
+        await session.execute(text("SELECT SLEEP(1)"))
+
+    with (
+        pytest.raises(IsolationError, match="was lost"),
+        isolate(session),
+        app.app_context(),
+    ):
+        app.ensure_sync(use)()
+    with app.app_context():
+        assert app.ensure_sync(session.scalar)(text("SELECT 1")) == 1
+    app.ensure_sync(engine.dispose)()

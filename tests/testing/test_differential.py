@@ -10,10 +10,11 @@ With `-v` pytest counts for each driver what was the same and what was refused.
 from __future__ import annotations
 
 import importlib.util
+import sqlite3
 import sys
 import threading
 import warnings
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -21,6 +22,7 @@ from flask import Flask
 from hypothesis import example, given, settings, strategies as st
 from sqlalchemy import (
     URL,
+    AsyncAdaptedQueuePool,
     Engine,
     String,
     create_engine,
@@ -145,7 +147,9 @@ def make_engine(url: URL) -> Engine:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         if url.get_dialect().is_async:
-            return create_async_engine(url).sync_engine
+            # The default, for SQLite's files since SQLAlchemy 2.0.38.
+            pool = AsyncAdaptedQueuePool
+            return create_async_engine(url, poolclass=pool).sync_engine
         return create_engine(url, **options)
 
 
@@ -535,6 +539,53 @@ def a_table_is_made(shop: Shop) -> object:
         shop.session.execute(text("DROP TABLE extra"))
         shop.session.commit()
     return seen
+
+
+@scenario()
+def savepoints_as_text(shop: Shop) -> object:
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.execute(text("SAVEPOINT Here"))
+        shop.add("bob")
+        shop.session.execute(text("ROLLBACK TO SAVEPOINT here"))
+        shop.session.execute(text("RELEASE SAVEPOINT HERE"))
+        shop.session.commit()
+    return shop.names()
+
+
+@scenario()
+def a_cursor_that_scrolls(shop: Shop) -> object:
+    if shop.engine.driver not in ("psycopg", "psycopg2", "pymysql", "mysqldb"):
+        return None
+    if shop.engine.dialect.is_async:
+        return None
+    with shop.app.app_context():
+        shop.session.execute(insert(User), [{"name": f"u{n}"} for n in range(9)])
+        cursor = shop.raw.cursor()
+        cursor.execute("SELECT name FROM users ORDER BY name")
+        seen = [cursor.fetchone()]
+        cursor.scroll(2)
+        seen.append(cursor.fetchone())
+        cursor.scroll(1, mode="absolute")
+        seen.append(cursor.fetchone())
+        seen.append(cursor.rownumber)
+        with pytest.raises((IndexError, DBAPIError)):
+            cursor.scroll(20)
+    return seen
+
+
+@scenario(refused=("sqlite",))
+def a_backup(shop: Shop) -> object:
+    if shop.engine.driver != "pysqlite":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.commit()
+        raw = shop.raw
+        raw.rollback()
+        with closing(sqlite3.connect(":memory:")) as copy:
+            raw.backup(copy)
+            return copy.execute("SELECT name FROM users").fetchall()
 
 
 @scenario()
