@@ -1,4 +1,4 @@
-"""Measure, and write the tables of `docs/benchmarks.md`."""
+"""Measure, and write the tables and the chart of `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyperf import BenchmarkSuite
 
+from .chart import chart
 from .contestants import FLOORS, OURS, PEERS, created_users
 from .measure import CURVES, GROWN, cell
 from .shared import postgresql_url, table, write
@@ -44,8 +45,11 @@ def measure(processes: int, rounds: int) -> BenchmarkSuite:
     return whole
 
 
-def report(suite: BenchmarkSuite) -> str:
-    """Return what is shown: tables in Markdown."""
+def report(suite: BenchmarkSuite, beside: list[BenchmarkSuite]) -> str:
+    """Return what is shown: tables in Markdown.
+
+    :param beside: what other interpreters measured, of which the ratios are shown.
+    """
     cells = [name.partition(" | ") for name in suite.get_benchmark_names()]
     rows = [row for row, _, column in cells if column == OURS]
     peers = [[row, *_amounts(suite, row, PEERS), _ratio(suite, row)] for row in rows]
@@ -57,16 +61,32 @@ def report(suite: BenchmarkSuite) -> str:
             table(["what", OURS, *PEERS, "to the best"], peers),
             "The floors, of which neither looks for the current context:\n",
             table(["what", OURS, *FLOORS], floors),
+            *(
+                ["## On each interpreter\n", _interpreters(suite, rows, beside)]
+                * bool(beside)
+            ),
             "## How cost grows\n\nTime for each use, by all threads together.\n",
             *(_growth(suite, row) for row in GROWN),
         ]
     )
 
 
+def _interpreters(
+    suite: BenchmarkSuite, rows: list[str], beside: list[BenchmarkSuite]
+) -> str:
+    suites = [suite, *beside]
+    header = [str(_about(each)["python_version"]).split()[0] for each in suites]
+    lines = [[row, *(_ratio(each, row) for each in suites)] for row in rows]
+    return table(["to the best", *header], lines)
+
+
+def _about(suite: BenchmarkSuite) -> dict[str, str | float]:
+    return suite.get_benchmarks()[0].get_metadata()
+
+
 def _machine(suite: BenchmarkSuite) -> str:
-    first = suite.get_benchmarks()[0]
-    about = first.get_metadata()
-    runs = first.get_runs()
+    about = _about(suite)
+    runs = suite.get_benchmarks()[0].get_runs()
     loads = [f"{run.get_metadata()['load_avg_1min']:.1f}" for run in runs]
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     return (
@@ -127,14 +147,17 @@ def main() -> None:
     add("--processes", type=int, default=5, metavar="N")
     add("--rounds", type=int, default=40, metavar="N", help="of each process")
     add("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
+    add("--beside", nargs="*", default=[], metavar="FILE", help="saved elsewhere")
     add("--save", metavar="FILE", help="for `python -m pyperf compare_to`")
     arguments = parser.parse_args()
     suite = measure(1 if arguments.quick else arguments.processes, arguments.rounds)
-    print(report(suite))  # noqa: T201  # a command's output
+    beside = [BenchmarkSuite.load(file) for file in arguments.beside]
+    print(report(suite, beside))  # noqa: T201  # a command's output
     if arguments.save:
         suite.dump(arguments.save, replace=True)
     if not arguments.quick:
-        write(arguments.page, report(suite))
+        write(arguments.page, report(suite, beside))
+        arguments.page.with_suffix(".svg").write_text(chart(suite), encoding="utf-8")
 
 
 if __name__ == "__main__":

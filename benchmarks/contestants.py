@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 OURS = "this library"
 BY_THREAD = "scoped_session"
 BY_HAND = "by hand"
+EMPTY_HOOK = "empty hook"
 
 
 class Columns:
@@ -138,6 +139,16 @@ def by_hand(app: Flask, url: str) -> dict[str, object]:
     return {"current": current, "Session": Session, "engine": engine}
 
 
+def empty_hook(app: Flask, _: str) -> dict[str, object]:
+    """Flask with a teardown hook that does nothing, beside a context that uses none."""
+
+    @app.teardown_appcontext
+    def nothing(_: BaseException | None) -> None:
+        pass
+
+    return {}
+
+
 class Contestant(NamedTuple):
     """How one library is used."""
 
@@ -175,6 +186,7 @@ FLOORS = {
         *(by_hand, "current.get()", "current.get()"),
         "with Session(engine) as session: return session.get_one(User, 1).name",
     ),
+    EMPTY_HOOK: Contestant(empty_hook, "None", "None"),
 }
 CONTESTANTS = {
     OURS: Contestant(this_library, "session()", "current_session"),

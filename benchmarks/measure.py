@@ -27,7 +27,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from flask_sqlalchemy_session import FlaskScopedSession
 
-from .contestants import BY_HAND, BY_THREAD, CONTESTANTS, OURS
+from .contestants import BY_HAND, BY_THREAD, CONTESTANTS, EMPTY_HOOK, OURS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     # Takes so many repetitions, and returns their seconds together.
     Measure: TypeAlias = Callable[[int], float]
 
+UNTOUCHED = "a context that uses none"
+SQLITE = "a request that reads a row, SQLite"
+POSTGRESQL = "a request that reads a row, PostgreSQL"
 MEMORY = "memory of an open context with its session"
 GROWN = {
     "`session()`": "session()",
@@ -80,17 +83,17 @@ def timed(name: str, sqlite_url: str, postgresql_url: str) -> dict[str, Measure]
     def context(source: str) -> Measure:
         return Timer(f"with app.app_context():\n  {source}", globals=names).timeit
 
+    if name == EMPTY_HOOK:
+        return {UNTOUCHED: context("pass")}
     return {
         "`session()`": in_context(session),
         "`current_session.is_active`": in_context(accessor),
         "`session.proxy.is_active`": in_context(proxy),
         "a context that uses `session()` once": context(opened),
         "a context that uses `current_session` once": context(accessed),
-        "a context that uses none": context("pass"),
-        "a request that reads a row, SQLite": _request(app),
-        "a request that reads a row, PostgreSQL": _request(
-            contestant.serve(postgresql_url)[0]
-        ),
+        UNTOUCHED: context("pass"),
+        SQLITE: _request(app),
+        POSTGRESQL: _request(contestant.serve(postgresql_url)[0]),
     }
 
 
@@ -184,12 +187,15 @@ def main(sqlite_url: str, postgresql_url: str, rounds: int, output: str) -> None
     """Measure once, and write the samples."""
     cases = {name: timed(name, sqlite_url, postgresql_url) for name in CONTESTANTS}
     samples = take(
-        [{cell(row, name): cases[name][row] for name in cases} for row in cases[OURS]],
+        [
+            {cell(row, name): case[row] for name, case in cases.items() if row in case}
+            for row in cases[OURS]
+        ],
         rounds,
     )
     for name in CONTESTANTS:
         # Contexts of one thread share its session, and so have no memory to compare.
-        if name != BY_THREAD:
+        if name not in (BY_THREAD, EMPTY_HOOK):
             samples[cell(MEMORY, name)] = [weigh(name, sqlite_url)]
     for row, source in GROWN.items():
         for curve, sizes in CURVES.items():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_the_benchmarks_run_and_write_their_tables(
+def test_the_benchmarks_run_and_write_their_tables_and_a_chart(
     tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", postgresql_url)
@@ -52,6 +53,9 @@ def test_the_benchmarks_run_and_write_their_tables(
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
     assert after.partition(begin)[0] == before.partition(begin)[0]
     assert after.partition(end)[2] == before.partition(end)[2]
+    chart = ET.parse(tmp_path / "benchmarks.svg").getroot()  # noqa: S314  # our own file
+    texts = {"".join(text.itertext()) for text in chart.findall(".//{*}text")}
+    assert {"this library", "Flask-SQLAlchemy", "by hand"} <= texts
     show = [sys.executable, "-m", "pyperf", "show", str(tmp_path / "measured.json")]
     subprocess.run(show, check=True)  # noqa: S603  # our own words
 
