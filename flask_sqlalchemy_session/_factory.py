@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
@@ -76,11 +76,13 @@ def check_keywords(factory: object, keywords: Mapping[str, object]) -> None:
         ) from None
 
 
-def refuse_session(session: object, factory: object) -> NoReturn:
-    """Refuse what a factory made and is no session.
+def check_session(session: object, factory: object) -> None:
+    """Refuse what is no session.
 
-    :raises TypeError: always.
+    :raises TypeError: when a factory made something else.
     """
+    if isinstance(session, Session):
+        return
     remedy = REMEDY
     # An async_sessionmaker, or an AsyncSession class. To import them takes time.
     class_ = getattr(factory, "class_", factory)

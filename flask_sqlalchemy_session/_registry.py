@@ -20,6 +20,7 @@ from ._context import (
     unproxied,
 )
 from ._ending import end_with_contexts, watch
+from ._factory import check_keywords
 from ._requests import watch_contexts
 from ._scope import Holder, hold, scope_of
 
@@ -31,6 +32,8 @@ class Owner(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def session_factory(self) -> Callable[..., Any]: ...
     def remove(self) -> object: ...
 
 
@@ -66,6 +69,20 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def make_session(self, keywords: Keywords = NONE) -> T:
         """Make a session, whatever the context."""
+        factory = self.owner.session_factory
+        if keywords:
+            check_keywords(factory, keywords)
+        session: T = factory(**keywords) if keywords else factory()
+        self.accept(session)
+        if self.prepare is not None:
+            self.prepare(session)
+        return session
+
+    def accept(self, session: T) -> None:
+        """Take what the factory made, or refuse it.
+
+        :raises TypeError: when it is no session.
+        """
         raise NotImplementedError
 
     def sync_session(self, session: T) -> Session:

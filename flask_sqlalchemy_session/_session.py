@@ -17,13 +17,12 @@ from ._factory import (
     S,
     SessionFactory,
     check_callable,
-    check_keywords,
+    check_session,
     class_made_by,
-    refuse_session,
 )
 from ._forwarded import ForwardingScopedSession
 from ._owner import ContextScoped
-from ._registry import NONE, ContextRegistry, Keywords, register
+from ._registry import ContextRegistry, register
 
 EXTENSION = "sqlalchemy_session"
 
@@ -35,16 +34,8 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
 
     __slots__ = ()
 
-    def make_session(self, keywords: Keywords = NONE) -> S:
-        factory = self.owner.session_factory
-        if keywords:
-            check_keywords(factory, keywords)
-        session = factory(**keywords) if keywords else factory()
-        if not isinstance(session, Session):
-            refuse_session(session, factory)
-        if self.prepare is not None:
-            self.prepare(session)
-        return session
+    def accept(self, session: S) -> None:
+        check_session(session, self.owner.session_factory)
 
     def sync_session(self, session: S) -> Session:
         return session

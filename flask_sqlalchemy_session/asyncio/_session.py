@@ -18,7 +18,6 @@ from werkzeug.local import LocalProxy
 from flask_sqlalchemy_session._context import ScopeError, current_context
 from flask_sqlalchemy_session._factory import (
     check_callable,
-    check_keywords,
     class_made_by,
 )
 from flask_sqlalchemy_session._fork import living
@@ -132,15 +131,11 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
                 "'use_one_event_loop(app)', with 'from "
                 "flask_sqlalchemy_session.asyncio import use_one_event_loop'."
             )
-        factory = self.owner.session_factory
-        if keywords:
-            check_keywords(factory, keywords)
-        session = factory(**keywords)
-        check_session(session, factory)
+        return super().make_session(keywords)
+
+    def accept(self, session: AS) -> None:
+        check_session(session, self.owner.session_factory)
         setattr(session, _LOOP, loop_that_runs_here())
-        if self.prepare is not None:
-            self.prepare(session)
-        return session
 
     def sync_session(self, session: AS) -> Session:
         return session.sync_session
