@@ -29,6 +29,9 @@ _TEARDOWN = "do_teardown_appcontext"
 _ENDED = "_flask_sqlalchemy_session_ended"
 _USED = "_flask_sqlalchemy_session_used"
 
+# On a watched context: what its thread was about to end when it was popped.
+_OUTER = "_flask_sqlalchemy_session_outer"
+
 # On a watched context, by the request that pushed it: that it was not popped yet.
 OWED = "_flask_sqlalchemy_session_owed"
 
@@ -85,12 +88,13 @@ def _context_methods(class_: type[AppContext]) -> dict[str, object]:
 
     def pop(self: AppContext, exc: BaseException | None = NOT_GIVEN) -> None:
         try:
+            setattr(self, _OUTER, _popping.get(get_ident()))
             _popping[get_ident()] = self
-            setattr(self, OWED, False)
             if exc is NOT_GIVEN:
                 class_.pop(self)
             else:
                 class_.pop(self, exc)
+            setattr(self, OWED, False)
         except BaseException as error:
             # Its teardown began, or was kept from it by an interrupt.
             if _popping.get(get_ident()) is not self or not isinstance(
@@ -99,9 +103,15 @@ def _context_methods(class_: type[AppContext]) -> dict[str, object]:
                 end(self)
             raise
         finally:
-            _popping.pop(get_ident(), None)
+            outer = getattr(self, _OUTER)
+            if outer is None:
+                _popping.pop(get_ident(), None)
+            else:
+                _popping[get_ident()] = outer
+                setattr(self, _OUTER, None)
 
-    return {"push": push, "pop": pop, _ENDED: False, _USED: False}
+    marks = {_ENDED: False, _USED: False, OWED: False, _OUTER: None}
+    return {"push": push, "pop": pop, **marks}
 
 
 def end(context: AppContext | None, *, popped: bool = True) -> None:
@@ -112,6 +122,7 @@ def end(context: AppContext | None, *, popped: bool = True) -> None:
     if context is not None:
         if popped:
             setattr(context, _ENDED, True)
+            setattr(context, OWED, False)
         if getattr(context, _USED, False):
             release(context)
 
@@ -150,8 +161,7 @@ def end_with_contexts(app: Flask) -> None:
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         context = _popping.pop(get_ident(), None) if BEFORE_FLASK_3_2 else args[0]
         popped = context is not None
-        if not popped:
-            # Called by hand, as at the end of a job, or another was popped meanwhile.
+        if not popped:  # called by hand, as at the end of a job
             context = current_context()
         try:
             app = original() if context is None else context.app

@@ -360,7 +360,7 @@ def test_a_view_keeps_its_transaction_when_another_thread_ends_a_body_that_it_be
             pool.submit(end, bodies).result()
         assert session() is mine
         session.commit()
-        session.remove()
+        session.scalars(select(User)).all()
         return "committed"
 
     # Flask never tears the request's context down, and leaves it where it was pushed.
