@@ -41,6 +41,8 @@ _ANSWERED = "_flask_sqlalchemy_session_answered"
 _OWN = "_flask_sqlalchemy_session_own"
 _PUSHED = "_flask_sqlalchemy_session_pushed"
 
+_flasks_app_context = Flask.app_context
+
 
 def watch_contexts(app: Flask) -> None:
     """Let an application's contexts say when they are popped."""
@@ -70,7 +72,7 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
     context_class = watched(AppContext)
 
     def app_context(self: Flask) -> AppContext:
-        if class_.app_context is Flask.app_context:
+        if class_.app_context is _flasks_app_context:
             # To give a context its class once it is there takes longer.
             return context_class(self)
         context = class_.app_context(self)

@@ -264,8 +264,9 @@ class FlaskAsyncScopedSession(
         self._registry = AsyncSessionRegistry[AS](self, EXTENSION, name)
         self.registry: ScopedRegistry[AS] = self._registry
         self._name = name
+        proxy: AsyncSessionProxy[AS] = AsyncSessionProxy(lambda: self)
         # The proxy stands for the session in every way that its type promises.
-        self._proxy = cast("AS", AsyncSessionProxy(lambda: self))
+        self._proxy = cast("AS", proxy)
         if app is not None:
             self.init_app(app)
 
