@@ -61,10 +61,7 @@ def report(suite: BenchmarkSuite, beside: list[BenchmarkSuite]) -> str:
             table(["what", OURS, *PEERS, "to the best"], peers),
             "The floors, of which neither looks for the current context:\n",
             table(["what", OURS, *FLOORS], floors),
-            *(
-                ["## On each interpreter\n", _interpreters(suite, rows, beside)]
-                * bool(beside)
-            ),
+            *(_interpreters(suite, rows, beside) if beside else []),
             "## How cost grows\n\nTime for each use, by all threads together.\n",
             *(_growth(suite, row) for row in GROWN),
         ]
@@ -73,11 +70,11 @@ def report(suite: BenchmarkSuite, beside: list[BenchmarkSuite]) -> str:
 
 def _interpreters(
     suite: BenchmarkSuite, rows: list[str], beside: list[BenchmarkSuite]
-) -> str:
+) -> list[str]:
     suites = [suite, *beside]
     header = [str(_about(each)["python_version"]).split()[0] for each in suites]
     lines = [[row, *(_ratio(each, row) for each in suites)] for row in rows]
-    return table(["to the best", *header], lines)
+    return ["## On each interpreter\n", table(["to the best", *header], lines)]
 
 
 def _about(suite: BenchmarkSuite) -> dict[str, str | float]:

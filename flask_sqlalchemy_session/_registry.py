@@ -166,11 +166,10 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
             holder.close()
 
     def _scope(self, context: AppContext) -> dict[str, Any]:
-        owner, app = self.owner, context.app
-        if app.extensions.get(self.extension, NONE).get(self.name) is not owner:
-            owner_in(context, self.extension, self.name, type(owner))
+        owner = self.owner
+        if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
-                f"Flask application {app.name!r} has another session named "
+                f"Flask application {context.app.name!r} has another session named "
                 f"{self.name!r}. Use that one, or set this one up under a name "
                 f"of its own: '{type(owner).__name__}(session_factory, app, name=...)'."
             )

@@ -150,11 +150,9 @@ class Holder:
     def __del__(self) -> None:
         """Close what every teardown missed, with a :exc:`ResourceWarning`."""
         try:
-            if self.closer is None and not self.others:
-                return
+            holders = self.unclosed()
         except AttributeError:  # an interrupt came before
             return
-        holders = self.unclosed()
         if not holders:
             return
         if in_unprepared_child():

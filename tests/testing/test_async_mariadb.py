@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 from flask import Flask
 from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 
 from flask_sqlalchemy_session.asyncio import (
     FlaskAsyncScopedSession,
@@ -16,17 +22,38 @@ from flask_sqlalchemy_session.asyncio import (
 )
 from flask_sqlalchemy_session.testing import IsolationError, isolate
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-@pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
-def test_a_commit_is_seen_in_the_block_and_gone_after_it(
-    driver: str, mariadb_url: str
-) -> None:
-    pytest.importorskip(driver)
+
+@pytest.fixture
+def app() -> Flask:
     app = Flask("shop")
     use_one_event_loop(app)
-    url = make_url(mariadb_url).set(drivername=f"mariadb+{driver}")
+    return app
+
+
+@pytest.fixture(params=["asyncmy", "aiomysql"])
+def engine(
+    request: pytest.FixtureRequest, app: Flask, mariadb_url: str
+) -> Iterator[AsyncEngine]:
+    pytest.importorskip(request.param)
+    url = make_url(mariadb_url).set(drivername=f"mariadb+{request.param}")
     engine = create_async_engine(url)
-    session = FlaskAsyncScopedSession(async_sessionmaker(engine), app)
+    yield engine
+    app.ensure_sync(engine.dispose)()
+
+
+@pytest.fixture
+def session(app: Flask, engine: AsyncEngine) -> FlaskAsyncScopedSession[AsyncSession]:
+    return FlaskAsyncScopedSession(async_sessionmaker(engine), app)
+
+
+def test_a_commit_is_seen_in_the_block_and_gone_after_it(
+    app: Flask,
+    engine: AsyncEngine,
+    session: FlaskAsyncScopedSession[AsyncSession],
+) -> None:
 
     async def execute(*statements: str) -> None:
         async with engine.begin() as connection:
@@ -53,19 +80,12 @@ def test_a_commit_is_seen_in_the_block_and_gone_after_it(
     with app.app_context():
         assert run(count)() == 0
     run(execute)("DROP TABLE counted")
-    run(engine.dispose)()
 
 
-@pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
 def test_a_statement_that_is_cancelled_ends_the_connection(
-    driver: str, mariadb_url: str
+    app: Flask,
+    session: FlaskAsyncScopedSession[AsyncSession],
 ) -> None:
-    pytest.importorskip(driver)
-    app = Flask("shop")
-    use_one_event_loop(app)
-    url = make_url(mariadb_url).set(drivername=f"mariadb+{driver}")
-    engine = create_async_engine(url)
-    session = FlaskAsyncScopedSession(async_sessionmaker(engine), app)
 
     async def use() -> None:
         task = asyncio.create_task(wait())
@@ -85,4 +105,3 @@ def test_a_statement_that_is_cancelled_ends_the_connection(
         app.ensure_sync(use)()
     with app.app_context():
         assert app.ensure_sync(session.scalar)(text("SELECT 1")) == 1
-    app.ensure_sync(engine.dispose)()
