@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Generic, Literal
+from typing import Generic
 
 from sqlalchemy import Connection, Engine, TableClause
 from sqlalchemy.orm import Mapper, SessionTransaction, scoped_session
+from sqlalchemy.orm.session import JoinTransactionMode
 from typing_extensions import TypeVar
 
 from ._factory import S
@@ -104,27 +105,12 @@ class ForwardingScopedSession(scoped_session[S], Generic[S]):
         self.registry().expire_on_commit = value
 
     @property
-    def join_transaction_mode(
-        self,
-    ) -> Literal[
-        "conditional_savepoint",
-        "rollback_only",
-        "control_fully",
-        "create_savepoint",
-    ]:
+    def join_transaction_mode(self) -> JoinTransactionMode:
         """How the session joins a transaction of a connection it is bound to."""
         return self.registry().join_transaction_mode
 
     @join_transaction_mode.setter
-    def join_transaction_mode(
-        self,
-        value: Literal[
-            "conditional_savepoint",
-            "rollback_only",
-            "control_fully",
-            "create_savepoint",
-        ],
-    ) -> None:
+    def join_transaction_mode(self, value: JoinTransactionMode) -> None:
         self.registry().join_transaction_mode = value
 
     @property

@@ -199,6 +199,35 @@ def test_requests_after_a_job_whose_context_was_popped_elsewhere(
 
 @pytest.mark.usefixtures("views")
 @on_a_thread_that_was_left
+def test_a_request_context_that_asks_for_its_application_is_given_it(
+    app: Flask,
+    thread: ThreadPoolExecutor,
+    seen: Seen,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flask.ctx import RequestContext  # noqa: PLC0415  # which Flask 3.2 warns of
+
+    names: list[str] = []
+
+    class Named(RequestContext):
+        def push(self) -> None:
+            names.append(self.app.name)
+            super().push()
+            names.append(self.app.name)
+
+    body = thread.submit(begin_stream, app).result()
+    monkeypatch.setattr(Flask, "request_context", Named)
+    for path in ("/", "/commit"):
+        thread.submit(serve, app, path).result()
+        assert held.count == 1  # the body's
+    assert names == [app.name] * 4
+    assert len(seen.sessions) == 2
+    del body
+
+
+@pytest.mark.usefixtures("views")
+@on_a_thread_that_was_left
 def test_a_stream_on_a_thread_that_was_left_is_read_to_its_end(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:

@@ -22,6 +22,7 @@ from tests.support import Held, OopsError, use
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flask.ctx import AppContext
     from sqlalchemy import Engine
 
 EXTENSION = "sqlalchemy_session"
@@ -171,6 +172,46 @@ def test_a_copy_releases_a_session_that_only_a_hook_made(
         with each.app_context():
             pass
         assert held.count == 0
+
+
+@before_flask_3_2("a teardown is told its context")
+def test_a_teardown_by_hand_ends_what_is_current_of_the_application_and_its_copies(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    app.do_teardown_appcontext()  # where there is no context
+    copied, other = copy.copy(app), Flask("other")
+    FlaskScopedSession(sessionmaker(held.engine), other)
+    with copied.app_context():
+        use(session())
+        copied.do_teardown_appcontext()
+        assert held.count == 0
+    with other.app_context():
+        use(current_session)
+        app.do_teardown_appcontext()
+        assert held.count == 1
+    assert held.count == 0
+
+
+@before_flask_3_2("it refuses to pop a context that is not current")
+def test_contexts_that_an_application_makes_in_a_way_of_its_own_are_watched(
+    memory: Engine,
+) -> None:
+    class Shop(Flask):
+        def app_context(self) -> AppContext:
+            context = super().app_context()
+            context.g.shop = self.name
+            return context
+
+    app, held = Shop("shop"), Held(memory)
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    context = app.app_context()
+    contextvars.Context().run(context.push)
+    with app.app_context():
+        use(session())
+        with pytest.raises((ValueError, LookupError)):
+            context.pop()
+        assert held.count == 1
+    assert held.count == 0
 
 
 @before_flask_3_2("it refuses to pop a context that is not current")
