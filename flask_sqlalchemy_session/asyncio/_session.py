@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
 from sqlalchemy.exc import IllegalStateChangeError
@@ -209,6 +210,11 @@ class AsyncSessionProxy(LocalProxy[AS]):
                 return made or type(owner())
             except Exception:  # noqa: BLE001
                 return AsyncSession
+
+        # Asked of an object, not of its class: `LocalProxy` would answer that it has
+        # none outside a context.
+        def __deepcopy__(self, memo: dict[int, Any]) -> AsyncSession:
+            return copy.deepcopy(self._get_current_object(), memo)
 
 
 class FlaskAsyncScopedSession(

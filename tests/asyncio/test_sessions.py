@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import inspect
 import os
@@ -807,6 +808,12 @@ def test_outside_a_context_there_is_no_session(
             use()
     assert not hasattr(session, "info")
     assert not hasattr(session.proxy, "info")
+
+
+def test_a_copy_of_the_proxy_outside_a_context_says_what_to_do() -> None:
+    for function in (copy.copy, copy.deepcopy):
+        with pytest.raises(RuntimeError, match=r"with app\.app_context\(\):"):
+            function(current_async_session)
 
 
 def test_an_application_that_was_not_set_up_is_told_how(app: Flask) -> None:
