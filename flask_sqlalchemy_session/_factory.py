@@ -84,9 +84,8 @@ def check_session(session: object, factory: object) -> None:
     if isinstance(session, Session):
         return
     remedy = REMEDY
-    # An async_sessionmaker, or an AsyncSession class. To import them takes time.
-    class_ = getattr(factory, "class_", factory)
-    if isinstance(class_, type) and hasattr(class_, "sync_session_class"):
+    # An AsyncSession. To import its class takes time.
+    if hasattr(type(session), "sync_session_class"):
         remedy = (
             "For async sessions there is 'FlaskAsyncScopedSession', with 'from "
             "flask_sqlalchemy_session.asyncio import FlaskAsyncScopedSession'."

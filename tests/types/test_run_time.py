@@ -322,8 +322,15 @@ def test_a_patched_proxy_returns_what_it_is_told_to() -> None:
         assert annotated_shop.shop.count_users() == 3
 
 
-def test_an_async_sessionmaker_is_told_the_class_that_takes_it(app: Flask) -> None:
-    factory: Any = async_sessionmaker()  # a checker would tell as well
+@pytest.mark.parametrize(
+    "factory",
+    [async_sessionmaker(), AsyncSession, lambda: AsyncSession()],  # noqa: PLW0108  # it is what is tested
+    ids=["sessionmaker", "class", "function"],
+)
+def test_a_factory_of_async_sessions_is_told_the_class_that_takes_it(
+    factory: Any,  # a checker would tell as well
+    app: Flask,
+) -> None:
     session = FlaskScopedSession(factory, app)
     with app.app_context(), pytest.raises(TypeError, match="FlaskAsyncScopedSession"):
         session()
