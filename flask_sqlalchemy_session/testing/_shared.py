@@ -172,7 +172,7 @@ class SharedConnection:
                 self._on_end.callback(leave_autocommit(driver))
             try:
                 level = dialect.get_isolation_level(driver)
-            except NotImplementedError:  # of a database that has none
+            except (NotImplementedError, *self._errors()):  # the database has none
                 return
             driver.rollback()
             self._on_end.callback(self._restore_level, level)

@@ -85,7 +85,7 @@ def test_a_database_without_savepoints_is_told_so(app: Flask) -> None:
     with (
         isolate(session),
         app.app_context(),
-        pytest.raises(IsolationError, match="refuses savepoints"),
+        pytest.raises(IsolationError, match=r"refuses savepoints \(.*SAVEPOINT"),
     ):
         session.execute(text("SELECT 1"))
     engine.dispose()
