@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, Generic, Protocol, TypeAlias
 
 from flask import Flask
@@ -55,6 +55,9 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
     """Keeps a scoped session object's session on the current context."""
 
     __slots__ = ("extension", "key", "name", "owner", "prepare")
+
+    serves_a_thread = True
+    """Whether a session is one thread's at a time. An async one is a task's."""
 
     prepare: Callable[[T], None] | None
     """Is given each session before its first use, while tests isolate them."""
@@ -113,6 +116,10 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
             context, holder = current_context(), None
         if holder is None or holder.registry is not self:
             return self.open(context)
+        if holder.thread != get_ident():
+            holder.share()
+            if holder.registry is not self:  # it is being closed
+                return self.open(context)
         session: T = holder.session
         return session
 

@@ -13,6 +13,7 @@ import warnings
 from _thread import start_new_thread
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
+from threading import get_ident
 from typing import Any, Protocol
 from weakref import ref
 
@@ -22,6 +23,7 @@ from sqlalchemy.exc import IllegalStateChangeError
 
 from ._context import ScopeError, find_context
 from ._fork import forget, in_unprepared_child, live, never_finalise
+from ._threads import forget_use, is_in_use_elsewhere, note_use
 
 SECONDS_TO_WAIT = 1.0
 """How long the end of a context waits for threads that are inside its sessions."""
@@ -42,6 +44,7 @@ class Registry(Protocol):
 
     key: str
     name: str
+    serves_a_thread: bool
 
     def release(self, session: Any) -> None: ...
     def close_session(self, session: Any, *, wait: bool = True) -> None: ...
@@ -63,6 +66,8 @@ class Holder:
         "others",
         "registry",
         "session",
+        "shared",
+        "thread",
     )
 
     registry: Registry | None
@@ -71,13 +76,18 @@ class Holder:
     closer: Registry | None
     """What closes the session: None once it is closed, or another's to close."""
 
+    shared: bool
+    """Whether another thread than the one that made the session was given it."""
+
     def __init__(
         self, registry: Registry, session: Any, app: Flask, late: bool = False
     ) -> None:
         self.session = session
         self.app = app
+        self.thread = get_ident()
         self.late = late
         self.others: Collection[Holder] = ()
+        self.shared = False
         live.add(ref(self, forget))
         self.registry = self.closer = registry
 
@@ -116,6 +126,11 @@ class Holder:
                 else:
                     time.sleep(SECONDS_BETWEEN_ATTEMPTS)
 
+    def share(self) -> None:
+        """Note that a thread is given a session that another made."""
+        self.shared = True
+        note_use(self.session)
+
     def close(self, *, wait: bool = True) -> None:
         """Close the session, if that is still to be done.
 
@@ -128,6 +143,13 @@ class Holder:
             return
         # A listener that uses the session meanwhile is given another one.
         self.registry = None
+        others = self.shared or self.thread != get_ident()
+        if others and closer.serves_a_thread and is_in_use_elsewhere(self.session):
+            raise IllegalStateChangeError(
+                "Another thread executes a statement on this session, which can't be "
+                "closed meanwhile. Wait for that thread, or give it a context of its "
+                "own: 'with app.app_context():'."
+            )
         try:
             closer.close_session(self.session, wait=wait)
         except BaseException:
@@ -136,6 +158,7 @@ class Holder:
                 self.closer = None
             raise
         self.closer = None
+        forget_use(self.session)
 
     def close_at_last(self) -> None:
         try:
@@ -190,6 +213,7 @@ def _warn(holders: list[Holder], fact: str) -> None:
 def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
     """Let a context hold a session, which no use of it finds yet."""
     holder = Holder(registry, session, app, _RELEASED in scope)
+    note_use(session)
     first: Holder = scope.setdefault(_FIRST, holder)
     if first is not holder:
         # Each step is atomic, as threads that share the context may do the same.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
@@ -117,7 +118,7 @@ class SessionProxy(LocalProxy[S]):
             try:
                 # Without the registry's call, which is a quarter of the time.
                 holder = get_context().g.__dict__[registry.key]
-                held = holder.registry is registry
+                held = holder.registry is registry and holder.thread == get_ident()
             except (RuntimeError, AttributeError, KeyError):
                 held = False
             return getattr(holder.session if held else registry(), name)
@@ -243,6 +244,9 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
 
         Whatever closing raises is raised, after every connection of the session was
         given back.
+
+        :raises sqlalchemy.exc.IllegalStateChangeError: while another thread is inside
+            the session. It is closed when the context ends.
         """
         self._registry.clear()
 

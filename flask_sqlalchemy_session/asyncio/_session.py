@@ -114,6 +114,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
     """Makes and closes the sessions of a `FlaskAsyncScopedSession`."""
 
     __slots__ = ()
+    serves_a_thread = False
 
     def make_session(self, keywords: Keywords = NONE) -> AS:
         context = current_context()

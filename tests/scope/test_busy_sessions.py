@@ -88,7 +88,12 @@ def wait_for_the_pool(pool: QueuePool) -> None:
         time.sleep(0.01)
 
 
-PLACES = {"do_connect": query, "begin": query, "commit": write}
+PLACES = {
+    "do_connect": query,
+    "begin": query,
+    "before_cursor_execute": query,
+    "commit": write,
+}
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -135,6 +140,28 @@ def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
     wait_for_the_pool(engine.pool)
     assert held.count == 0
     assert not invalidated
+
+
+def test_who_ends_the_context_of_another_thread_waits_for_its_statement(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
+) -> None:
+    gate = Gate(engine, "before_cursor_execute", seconds=0.3)
+    executed: list[bool] = []
+    event.listen(engine, "after_cursor_execute", lambda *_: executed.append(True))
+    context = app.app_context()
+
+    def job() -> None:
+        context.push()
+        query(session)
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(job)
+        assert gate.reached.wait(30)
+        with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
+            context.pop()  # Flask's own error, once the context was torn down
+        assert executed
+        assert held.count == 0
+        future.result(30)
 
 
 def test_the_end_of_a_context_waits_a_second_for_all_its_sessions_together(
@@ -231,13 +258,13 @@ sys.setswitchinterval(1e-6)
 app = Flask("script")
 engine = create_engine(
     f"sqlite:///{sys.argv[1]}/crash.sqlite3",
-    pool_size=16,
+    pool_size=1,  # it closes what it has no room for
     connect_args={"check_same_thread": False},
 )
 session = FlaskScopedSession(sessionmaker(engine), app)
 jobs = ThreadPoolExecutor(16)
 statement = text(
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100) "
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000) "
     "SELECT count(*) FROM n"
 )
 
