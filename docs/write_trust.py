@@ -1,7 +1,8 @@
 """Write into ``trust.md`` what a run of the tests found.
 
-``pytest --junit-xml=run.xml`` keeps what a run found, in the form that JUnit has made
-usual, and ``python docs/write_trust.py run.xml`` makes the page's table of it.
+``pytest -m '' --junit-xml=run.xml`` keeps what a run of every test found, in the form
+that JUnit has made usual, and ``python docs/write_trust.py run.xml`` makes the page's
+table of it.
 """
 
 from __future__ import annotations
