@@ -106,15 +106,18 @@ def test_an_app_that_was_not_set_up_is_named(
     assert not app.extensions
 
 
-def test_a_name_that_was_not_set_up_is_in_the_message(app: Flask) -> None:
-    FlaskScopedSession(Session, app)
-    reports = FlaskScopedSession(Session, name="reports")
+@pytest.mark.parametrize("name", ["audit", "reports"])
+def test_a_name_that_was_not_set_up_is_in_the_message(name: str, app: Flask) -> None:
+    default = FlaskScopedSession(Session, app)
+    session = FlaskScopedSession(Session, name=name)
     message = (
-        "Flask application 'shop' has no session named 'reports'. Set one up with "
-        "'FlaskScopedSession(session_factory, app, name='reports')', or with "
+        f"Flask application 'shop' has no session named {name!r}. Set one up with "
+        f"'FlaskScopedSession(session_factory, app, name={name!r})', or with "
     )
     with app.app_context(), pytest.raises(RuntimeError, match=re.escape(message)):
-        reports()
+        session()
+    session.init_app(app)
+    assert getattr(app, "scoped_session") is default  # noqa: B009  # Flask has none
 
 
 def test_an_object_of_another_app_is_refused(

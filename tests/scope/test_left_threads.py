@@ -21,7 +21,7 @@ from flask import (
     url_for,
 )
 from sqlalchemy import func, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from flask import Response
     from flask.typing import ResponseReturnValue
+    from sqlalchemy import Engine
 
 
 pytestmark = [
@@ -249,6 +250,25 @@ def test_a_request_in_a_live_context_shares_its_session_all_the_same(
         assert session() is seen.sessions[0]
         assert held.count == 1
     assert held.count == 0
+
+
+@before_flask_3_2("a request has a context of its own in any case")
+@pytest.mark.parametrize("used", [True, False])
+def test_a_request_in_a_context_that_was_pushed_before_the_set_up_shares_its_session(
+    used: bool, app: Flask, engine: Engine
+) -> None:
+    with app.app_context():
+        session = FlaskScopedSession(sessionmaker(engine), app)
+        if used:
+            session()
+
+        @app.get("/")
+        def index() -> str:
+            session.info["mark"] = "the request's"
+            return "marked"
+
+        assert app.test_client().get("/").text == "marked"
+        assert session.info["mark"] == "the request's"
 
 
 @before_flask_3_2("a request has a context of its own in any case")

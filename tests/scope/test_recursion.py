@@ -76,6 +76,26 @@ def test_a_listener_that_uses_the_session_at_its_end_is_bounded(
     assert held.count == 0
 
 
+@pytest.mark.parametrize("times", range(8, 12))
+def test_a_listener_that_uses_the_session_some_times_at_its_end_is_bounded(
+    times: int, app: Flask, made: list[Session], held: Held
+) -> None:
+    def listen(*_: object) -> None:
+        if len(made) <= times:
+            current_session.connection()
+
+    event.listen(Session, "after_transaction_end", listen)
+    try:
+        with suppress(RuntimeError), app.app_context():
+            current_session.connection()
+    finally:
+        event.remove(Session, "after_transaction_end", listen)
+    assert held.count == 0
+    assert not any(session.in_transaction() for session in made)
+    with app.app_context():
+        current_session.connection()
+
+
 @pytest.mark.leaks
 @pytest.mark.filterwarnings(
     # SQLAlchemy loses a connection whose listener of "checkin" raises, the scope's

@@ -268,6 +268,48 @@ def test_both_objects_of_an_app_are_released_when_closing_one_fails(
     del caught
 
 
+def test_of_several_sessions_that_fail_to_close_the_first_tells(
+    app: Flask, memory: Engine
+) -> None:
+    class Failing(Session):
+        def close(self) -> None:
+            super().close()
+            raise OopsError(self.info["name"])
+
+    def use_all() -> None:
+        with app.app_context():
+            for session in sessions:
+                session.info["name"] = session.name
+
+    sessions = [
+        FlaskScopedSession(sessionmaker(memory, class_=Failing), app, name=name)
+        for name in ("first", "second", "third")
+    ]
+    with pytest.raises(OopsError, match="first"):
+        use_all()
+
+
+@pytest.mark.parametrize("kind", ["app_context", "test_request_context"])
+@pytest.mark.parametrize("error", [None, OopsError()], ids=["none", "one"])
+def test_a_hook_is_told_the_error_that_its_context_is_popped_with(
+    error: BaseException | None,
+    kind: str,
+    app: Flask,
+    session: FlaskScopedSession[Session],
+) -> None:
+    told: list[BaseException | None] = []
+    app.teardown_appcontext(told.append)
+    app.teardown_request(told.append)
+    context = getattr(app, kind)()
+    context.push()
+    session()
+    if error is None:
+        context.pop()
+    else:
+        context.pop(error)
+    assert set(told) == {error}
+
+
 @many_connections
 def test_a_transaction_that_failed_to_roll_back_does_not_reach_the_next_context(
     app: Flask, engine: Engine
