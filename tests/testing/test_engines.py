@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    Connection,
     Engine,
     create_engine,
     event,
@@ -76,6 +77,22 @@ def test_an_engine_that_was_used_before_a_session_reached_it_is_refused(
             connection.execute(text("SELECT 1"))
         with pytest.raises(IsolationError, match=r"isolate\(session, engine\)"):
             session.execute(text("SELECT 1"))
+
+
+def test_a_session_may_be_bound_to_a_connection_of_the_block(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine
+) -> None:
+    bound = FlaskScopedSession(lambda: Session(opened[-1]), app, name="bound")
+    opened: list[Connection] = []
+    with isolate(session, bound):
+        with engine.connect() as connection, app.app_context():
+            opened.append(connection)
+            bound.add(User(name="ann"))
+            bound.commit()
+            connection.commit()
+        with app.app_context():
+            assert session.scalars(select(User.name)).all() == ["ann"]
+    assert stored(engine) == 0
 
 
 def test_a_database_without_savepoints_is_told_so(app: Flask) -> None:
