@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
+from weakref import ref
 
 import pytest
 from flask import Flask, Response, current_app
@@ -225,6 +226,19 @@ def test_remove_closes_the_session_and_the_next_use_makes_a_new_one(
         session.remove()
 
 
+@pytest.mark.usefixtures("no_collector")
+def test_a_context_keeps_no_session_that_was_removed(app: Flask) -> None:
+    session = FlaskScopedSession(Session, app)
+    with app.app_context():
+        made = []
+        for _ in range(9):
+            made.append(ref(session()))
+            session.remove()
+        # What a context holds first and last is let go at its end.
+        assert [one() for one in made[1:-1]] == [None] * 7
+    assert [one() for one in made] == [None] * 9
+
+
 def test_teardown_calls_a_subclasss_remove(
     app: Flask, engine: Engine, held: Held
 ) -> None:
@@ -262,7 +276,10 @@ def test_teardown_asks_a_fake_for_no_more_than_close(
     app: Flask, session: FlaskScopedSession[Session]
 ) -> None:
     class Fake:
-        closed = 0
+        __slots__ = ("closed",)  # no room for a weak reference either
+
+        def __init__(self) -> None:
+            self.closed = 0
 
         def close(self) -> None:
             self.closed += 1
