@@ -118,7 +118,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
             return self.open(context)
         if holder.thread != get_ident():
             holder.share()
-            if holder.registry is not self:  # it is being closed
+            if holder.registry is not self:  # pragma: no cover  # closed meanwhile
                 return self.open(context)
         session: T = holder.session
         return session

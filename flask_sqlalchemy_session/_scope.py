@@ -140,7 +140,7 @@ class Holder:
         """
         closer = self.closer
         if closer is None:
-            return
+            return  # pragma: no cover  # another thread was faster
         # A listener that uses the session meanwhile is given another one.
         self.registry = None
         others = self.shared or self.thread != get_ident()
@@ -154,13 +154,13 @@ class Holder:
             closer.close_session(self.session, wait=wait)
         except BaseException:
             # An interrupt may have come before anything was closed.
-            if not closer.is_open(self.session):
+            if not closer.is_open(self.session):  # pragma: no branch  # nor traced then
                 self.closer = None
             raise
         self.closer = None
         forget_use(self.session)
 
-    def close_at_last(self) -> None:
+    def close_at_last(self) -> None:  # pragma: no cover  # its thread is not traced
         try:
             _warn(
                 [self],

@@ -54,7 +54,7 @@ class EventLoopThread:
             return None
         if self.loop is None:
             with self._starting:
-                if self.loop is None:
+                if self.loop is None:  # pragma: no branch  # two threads at once
                     # It keeps the context variables that it was made with.
                     loop = Context().run(asyncio.new_event_loop)
                     self.thread = threading.Thread(
@@ -111,7 +111,9 @@ def _start_anew() -> None:
     global _shared  # the process is the scope that it is shared in
     inherited, _shared = _shared, EventLoopThread()
     never_finalise([inherited])
-    if inherited.loop is not None:
+    if (
+        inherited.loop is not None
+    ):  # pragma: no branch  # a fork before it is not traced
         # What waits there for a connection is woken from here, and in vain.
         inherited.loop.set_debug(False)
     leave_connections_to_parent()

@@ -72,7 +72,7 @@ async def _close_transaction(session: AsyncSession) -> None:
         else:
             await _close_when_idle(session)
     except BaseException:
-        if transaction is not None:
+        if transaction is not None:  # pragma: no branch  # an interrupt before any use
             await greenlet_spawn(close_transaction, transaction)
         raise
 
@@ -326,7 +326,9 @@ class FlaskAsyncScopedSession(
             try:
                 await _close(holder.session)
             finally:
-                if not self._registry.is_open(holder.session):
+                if not self._registry.is_open(
+                    holder.session
+                ):  # pragma: no branch  # an interrupt
                     holder.closer = None
 
 

@@ -107,13 +107,13 @@ class StandIn(Transaction):
     def set_autocommit(self, value: object) -> None:
         mode = Mode(value)
         with self.shared.lock:
-            if mode is not self.mode and self.begun:
+            if self.begun and (mode is not self.mode or self._is_sqlite):
                 if self.shared.database == "postgresql":
                     raise IsolationError(
                         "Autocommit can't be switched on or off in a transaction. "
                         "Commit it or roll it back before."
                     )
-                if self.shared.database == "mysql":
+                if self.shared.database == "mysql" or mode is Mode.AUTOCOMMIT:
                     self.commit()
             self.mode = mode
 
@@ -127,7 +127,10 @@ class StandIn(Transaction):
     @isolation_level.setter
     def isolation_level(self, value: object) -> None:
         # An open transaction has the level that it has. What counts is that this is how
-        # `sqlite3` is put in autocommit, where its newer attribute is not used.
+        # `sqlite3` commits, and is put in autocommit where its newer attribute is not
+        # used.
+        if self._is_sqlite and value is None:
+            self.commit()
         if self._is_sqlite and getattr(self.shared.driver, "autocommit", -1) == -1:
             self.set_autocommit(Mode.AUTOCOMMIT if value is None else Mode.SQLITE)
 

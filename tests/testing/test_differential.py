@@ -675,7 +675,7 @@ def every_way_to_read_a_cursor(shop: Shop) -> object:
         seen = [cursor.fetchone(), cursor.fetchmany(2)]
         if shop.engine.driver in ("pysqlite", "psycopg2", "pg8000"):
             cursor.execute(SELECT_NAMES)
-            seen.append([next(cursor), next(cursor)])
+            seen.append([next(cursor, None) for _ in range(10)])
         cursor.execute(SELECT_NAMES)
         seen.append([name for (name,) in cursor])
         seen.append(cursor.fetchone())
@@ -796,6 +796,36 @@ def methods_of_sqlite3(shop: Shop) -> object:
         raw.executemany("INSERT INTO users (name) VALUES (?)", rows)
         raw.commit()
         return shop.names()
+
+
+@scenario()
+def sqlite3_is_put_in_autocommit_in_a_transaction(shop: Shop) -> object:
+    if shop.engine.driver != "pysqlite":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        raw = shop.raw
+        kept, raw.isolation_level = raw.isolation_level, None
+        shop.add("bob")
+        raw.isolation_level = kept
+        shop.session.rollback()
+        if getattr(raw, "autocommit", True) == -1:  # from Python 3.12 on
+            shop.add("cid")
+            raw = shop.raw
+            raw.autocommit = True
+            raw.autocommit = -1
+            shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def a_statement_of_nothing(shop: Shop) -> object:
+    if shop.database != "mysql" or shop.engine.driver == "mariadbconnector":
+        return None  # which crashes after an error
+    with shop.app.app_context():
+        connection = shop.session.connection()
+        failed = outcome(connection.exec_driver_sql, "/* nothing */")
+    return isinstance(failed, type), shop.names()
 
 
 @scenario(refused=("sqlite",))
