@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.orm import Session
@@ -52,7 +53,7 @@ class CurrentSession(SessionProxy[Session]):
             try:
                 # Without the way by the application, which is most of the time.
                 holder = get_context().g.__dict__[_KEY]
-                held = holder.registry is not None
+                held = holder.registry is not None and holder.thread == get_ident()
             except (RuntimeError, AttributeError, KeyError):
                 held = False
             return getattr(holder.session if held else _default_session(), name)

@@ -129,7 +129,7 @@ class Holder:
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
         self.shared = True
-        note_use(self.session)
+        note_use(self.session, get_ident())
 
     def close(self, *, wait: bool = True) -> None:
         """Close the session, if that is still to be done.
@@ -143,7 +143,8 @@ class Holder:
             return  # pragma: no cover  # another thread was faster
         # A listener that uses the session meanwhile is given another one.
         self.registry = None
-        others = self.shared or self.thread != get_ident()
+        here = get_ident()
+        others = self.shared or self.thread != here
         if others and closer.serves_a_thread and is_in_use_elsewhere(self.session):
             raise IllegalStateChangeError(
                 "Another thread executes a statement on this session, which can't be "
@@ -158,7 +159,7 @@ class Holder:
                 self.closer = None
             raise
         self.closer = None
-        forget_use(self.session)
+        forget_use(self.session, here)
 
     def close_at_last(self) -> None:  # pragma: no cover  # its thread is not traced
         try:
@@ -213,7 +214,7 @@ def _warn(holders: list[Holder], fact: str) -> None:
 def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
     """Let a context hold a session, which no use of it finds yet."""
     holder = Holder(registry, session, app, _RELEASED in scope)
-    note_use(session)
+    note_use(session, holder.thread)
     first: Holder = scope.setdefault(_FIRST, holder)
     if first is not holder:
         # Each step is atomic, as threads that share the context may do the same.

@@ -18,19 +18,19 @@ _given: dict[int, ref[object]] = {}
 _has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
 
 
-def note_use(session: object) -> None:
-    """Note that the current thread is given a session."""
+def note_use(session: object, thread: int) -> None:
+    """Note that a thread, the current one, is given a session."""
     try:
-        _given[get_ident()] = ref(session)
+        _given[thread] = ref(session)
     except TypeError:  # a test's fake may have no room for it
-        _given.pop(get_ident(), None)
+        _given.pop(thread, None)
 
 
-def forget_use(session: object) -> None:
-    """Forget that the current thread was given a session, which is closed."""
-    given = _given.get(get_ident())
+def forget_use(session: object, thread: int) -> None:
+    """Forget that a thread, the current one, was given a session, which is closed."""
+    given = _given.get(thread)
     if given is not None and given() is session:
-        _given.pop(get_ident(), None)
+        _given.pop(thread, None)
 
 
 def is_in_use_elsewhere(session: object) -> bool:

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import IllegalStateChangeError
 
+from flask_sqlalchemy_session import current_session
 from tests.support import Held
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Worker:
 TAKE: dict[str, Callable[[FlaskScopedSession[Session]], Any]] = {
     "the object": lambda session: session,
     "a proxy": lambda session: session.proxy,
+    "current_session": lambda _: current_session,
     "a call": lambda session: session(),
 }
 
