@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import subprocess
 import sys
 import threading
@@ -180,6 +181,32 @@ def test_the_end_of_a_context_waits_a_second_for_all_its_sessions_together(
             began = time.monotonic()
         assert time.monotonic() - began < 2
         assert held.count == 3
+        gate.opened.set()
+        assert isinstance(engine.pool, QueuePool)
+        wait_for_the_pool(engine.pool)
+    assert held.count == 0
+
+
+@pytest.mark.leaks
+def test_the_safety_net_does_not_wait_for_a_busy_session(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
+) -> None:
+    gate = Gate(engine, "begin")
+
+    def leave(pool: ThreadPoolExecutor) -> None:
+        app.app_context().push()
+        pool.submit(session().execute, SELECT_1)
+        assert gate.reached.wait(30)
+
+    with ThreadPoolExecutor(1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        variables = contextvars.copy_context()
+        variables.run(leave, pool)
+        del variables
+        began = time.monotonic()
+        gc.collect()
+        assert time.monotonic() - began < 0.9
+        assert held.count == 1
         gate.opened.set()
         assert isinstance(engine.pool, QueuePool)
         wait_for_the_pool(engine.pool)

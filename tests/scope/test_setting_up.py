@@ -205,6 +205,7 @@ def test_contexts_that_an_application_makes_in_a_way_of_its_own_are_watched(
     app, held = Shop("shop"), Held(memory)
     session = FlaskScopedSession(sessionmaker(memory), app)
     context = app.app_context()
+    assert context.g.shop == "shop"
     contextvars.Context().run(context.push)
     with app.app_context():
         use(session())
