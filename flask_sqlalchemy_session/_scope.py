@@ -121,6 +121,7 @@ class Holder:
             except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
                 if time.monotonic() >= deadline:
                     holder = Holder(self.closer, self.session, self.app)
+                    holder.thread = self.thread
                     start_new_thread(holder.close_at_last, ())
                     self.closer = None
                 else:
@@ -129,7 +130,7 @@ class Holder:
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
         self.shared = True
-        note_use(self.session, get_ident())
+        note_use(self.session)
 
     def close(self, *, wait: bool = True) -> None:
         """Close the session, if that is still to be done.
@@ -143,9 +144,11 @@ class Holder:
             return  # pragma: no cover  # another thread was faster
         # A listener that uses the session meanwhile is given another one.
         self.registry = None
-        here = get_ident()
-        others = self.shared or self.thread != here
-        if others and closer.serves_a_thread and is_in_use_elsewhere(self.session):
+        if (
+            (self.shared or self.thread != get_ident())
+            and closer.serves_a_thread
+            and is_in_use_elsewhere(self.session, self.thread)
+        ):
             raise IllegalStateChangeError(
                 "Another thread executes a statement on this session, which can't be "
                 "closed meanwhile. Wait for that thread, or give it a context of its "
@@ -159,7 +162,6 @@ class Holder:
                 self.closer = None
             raise
         self.closer = None
-        forget_use(self.session, here)
 
     def close_at_last(self) -> None:  # pragma: no cover  # its thread is not traced
         try:
@@ -214,7 +216,7 @@ def _warn(holders: list[Holder], fact: str) -> None:
 def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
     """Let a context hold a session, which no use of it finds yet."""
     holder = Holder(registry, session, app, _RELEASED in scope)
-    note_use(session, holder.thread)
+    forget_use()
     first: Holder = scope.setdefault(_FIRST, holder)
     if first is not holder:
         # Each step is atomic, as threads that share the context may do the same.

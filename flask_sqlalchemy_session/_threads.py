@@ -12,34 +12,37 @@ from threading import get_ident
 from types import FrameType
 from weakref import ref
 
-_given: dict[int, ref[object]] = {}
-"""The session that each thread was given last, as far as it was noted."""
+_shared: dict[int, ref[object]] = {}
+"""For each thread the session that it was given last, if another thread made that."""
 
 _has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
 
 
-def note_use(session: object, thread: int) -> None:
-    """Note that a thread, the current one, is given a session."""
+def note_use(session: object) -> None:
+    """Note that the current thread is given a session that another one made."""
+    if len(_shared) > 1000:  # those of greenlets, which have ever new numbers
+        _shared.clear()  # pragma: no cover
     try:
-        _given[thread] = ref(session)
+        _shared[get_ident()] = ref(session)
     except TypeError:  # a test's fake may have no room for it
-        _given.pop(thread, None)
+        forget_use()
 
 
-def forget_use(session: object, thread: int) -> None:
-    """Forget that a thread, the current one, was given a session, which is closed."""
-    given = _given.get(thread)
-    if given is not None and given() is session:
-        _given.pop(thread, None)
+def forget_use() -> None:
+    """Note that the current thread has gone on to a session of its own."""
+    _shared.pop(get_ident(), None)
 
 
-def is_in_use_elsewhere(session: object) -> bool:
-    """Tell whether another thread was given a session, and is in SQLAlchemy's code."""
+def is_in_use_elsewhere(session: object, maker: int) -> bool:
+    """Tell whether another thread was given a session, and is in SQLAlchemy's code.
+
+    :param maker: the thread that made it.
+    """
     here = get_ident()
-    return any(
-        given() is session and thread != here and _is_in_sqlalchemy(thread)
-        for thread, given in list(_given.items())
-    )
+    threads = {thread for thread, given in list(_shared.items()) if given() is session}
+    if maker not in _shared:
+        threads.add(maker)
+    return any(thread != here and _is_in_sqlalchemy(thread) for thread in threads)
 
 
 def _is_in_sqlalchemy(thread: int) -> bool:

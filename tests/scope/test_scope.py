@@ -288,6 +288,9 @@ def test_teardown_asks_a_fake_for_no_more_than_close(
     with app.app_context():
         session.registry.set(cast("Session", fake))
         assert cast("object", session()) is fake
+        with ThreadPoolExecutor(1) as pool:
+            variables = contextvars.copy_context()
+            assert pool.submit(variables.run, session).result() is fake
     assert fake.closed == 1
 
 
