@@ -165,6 +165,31 @@ def test_who_ends_the_context_of_another_thread_waits_for_its_statement(
         future.result(30)
 
 
+def test_the_session_of_a_thread_that_stays_busy_is_not_closed_by_who_ends_its_context(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
+) -> None:
+    gate = Gate(engine, "before_cursor_execute")
+    context = app.app_context()
+
+    def job() -> None:
+        context.push()
+        query(session)
+
+    with ThreadPoolExecutor(1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        future = pool.submit(job)
+        assert gate.reached.wait(30)
+        with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
+            context.pop()
+        time.sleep(0.2)  # in which the thread that closes it at last could do so
+        assert held.count == 1
+        gate.opened.set()
+        future.result(30)
+        assert isinstance(engine.pool, QueuePool)
+        wait_for_the_pool(engine.pool)
+    assert held.count == 0
+
+
 def test_the_end_of_a_context_waits_a_second_for_all_its_sessions_together(
     app: Flask, engine: Engine, held: Held
 ) -> None:

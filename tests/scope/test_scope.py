@@ -290,7 +290,8 @@ def test_teardown_asks_a_fake_for_no_more_than_close(
         assert cast("object", session()) is fake
         with ThreadPoolExecutor(1) as pool:
             variables = contextvars.copy_context()
-            assert pool.submit(variables.run, session).result() is fake
+            given: object = pool.submit(variables.run, session).result()
+            assert given is fake
     assert fake.closed == 1
 
 
