@@ -8,6 +8,7 @@ happens then is the driver's affair: it waits, fails, hangs, or crashes the inte
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from threading import get_ident
 from types import FrameType
 from weakref import ref
@@ -15,7 +16,9 @@ from weakref import ref
 _shared: dict[int, ref[object]] = {}
 """For each thread the session that it was given last, if another thread made that."""
 
-_has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
+# Python documents both, in spite of their underscores.
+_has_gil: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+_frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames")  # noqa: B009  # private to pyright
 
 
 def note_use(session: object) -> None:
@@ -48,8 +51,7 @@ def is_in_use_elsewhere(session: object, maker: int) -> bool:
 def _is_in_sqlalchemy(thread: int) -> bool:
     if not _has_gil():  # the frames of a thread that runs can't be followed
         return False
-    # Documented, as the name above is, in spite of the underscore.
-    frame: FrameType | None = sys._current_frames().get(thread)  # noqa: SLF001
+    frame = _frames().get(thread)
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
             return True

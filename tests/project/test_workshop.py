@@ -80,10 +80,15 @@ def test_a_run_in_which_no_test_passed_has_failed(tmp_path: Path, workers: str) 
     (tmp_path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
     skipped = "import pytest\n\ndef test_one():\n    pytest.skip('not here')\n"
     (tmp_path / "test_one.py").write_text(skipped)
-    command = [sys.executable, "-m", "pytest", "-n", workers, "-p", "no:cacheprovider"]
+    plugins = ["-p", "xdist", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-n", workers, *plugins]
     done = subprocess.run(  # noqa: S603  # our own words
         [*command, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
         capture_output=True,
         check=False,
         cwd=tmp_path,

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 # What takes its time, on each database.
 SLOW = {
-    "sqlite": text("SELECT sleep(0.3)"),
-    "postgresql": text("SELECT 0 FROM pg_sleep(0.3)"),
-    "mariadb": text("SELECT SLEEP(0.3)"),
+    "sqlite": text("SELECT sleep(0.2)"),
+    "postgresql": text("SELECT 0 FROM pg_sleep(0.2)"),
+    "mariadb": text("SELECT SLEEP(0.2)"),
 }
 DRIVERS = [
     "sqlite",
@@ -104,7 +104,7 @@ class Worker:
         self._executes.clear()
         future = self._pool.submit(contextvars.copy_context().run, job)
         assert self._executes.wait(30)
-        time.sleep(0.1)  # until the server has it
+        time.sleep(0.05)  # until the server has it
         return future
 
 
