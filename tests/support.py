@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import current_app
-from sqlalchemy import QueuePool, event, text
+from sqlalchemy import QueuePool, event, make_url, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import URL, Connection, Engine
     from sqlalchemy.orm import Session
 
 
@@ -59,6 +59,16 @@ class Held:
 
     def _checkin(self, *_: object) -> None:
         self._count -= 1
+
+
+def server_url(drivername: str, request: pytest.FixtureRequest) -> URL:
+    """Return the URL of the run's PostgreSQL or MariaDB server, for a driver of it."""
+    server = "postgresql_url" if drivername.startswith("postgresql") else "mariadb_url"
+    url = make_url(request.getfixturevalue(server)).set(drivername=drivername)
+    socket = url.query.get("host")
+    if drivername == "postgresql+pg8000" and socket:  # which it has another name for
+        return url.set(query={"unix_sock": f"{socket}/.s.PGSQL.5432"})
+    return url
 
 
 def drop_tables(connection: Connection) -> None:

@@ -111,9 +111,8 @@ def _start_anew() -> None:
     global _shared  # the process is the scope that it is shared in
     inherited, _shared = _shared, EventLoopThread()
     never_finalise([inherited])
-    if (
-        inherited.loop is not None
-    ):  # pragma: no branch  # a fork before it is not traced
+    # A child that is forked before there is a loop is not traced.
+    if inherited.loop is not None:  # pragma: no branch
         # What waits there for a connection is woken from here, and in vain.
         inherited.loop.set_debug(False)
     leave_connections_to_parent()

@@ -326,9 +326,8 @@ class FlaskAsyncScopedSession(
             try:
                 await _close(holder.session)
             finally:
-                if not self._registry.is_open(
-                    holder.session
-                ):  # pragma: no branch  # an interrupt
+                # An interrupt may have come before anything was closed.
+                if not self._registry.is_open(holder.session):  # pragma: no branch
                     holder.closer = None
 
 

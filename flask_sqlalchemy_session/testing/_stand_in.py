@@ -129,9 +129,11 @@ class StandIn(Transaction):
         # An open transaction has the level that it has. What counts is that this is how
         # `sqlite3` commits, and is put in autocommit where its newer attribute is not
         # used.
-        if self._is_sqlite and value is None:
+        if not self._is_sqlite:
+            return
+        if value is None:
             self.commit()
-        if self._is_sqlite and getattr(self.shared.driver, "autocommit", -1) == -1:
+        if getattr(self.shared.driver, "autocommit", -1) == -1:
             self.set_autocommit(Mode.AUTOCOMMIT if value is None else Mode.SQLITE)
 
     def set_isolation_level(self, level: object) -> None:

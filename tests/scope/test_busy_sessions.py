@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flask import Flask
+    from flask.ctx import AppContext
     from sqlalchemy import Engine
 
 pytestmark = [
@@ -44,6 +45,11 @@ def query(session: FlaskScopedSession[Session]) -> None:
 def write(session: FlaskScopedSession[Session]) -> None:
     session.add(User(name="busy"))
     session.commit()
+
+
+def push_and_query(context: AppContext, session: FlaskScopedSession[Session]) -> None:
+    context.push()
+    query(session)
 
 
 class Gate:
@@ -83,9 +89,10 @@ def invalidated_by(engine: Engine) -> list[object]:
     return invalidated
 
 
-def wait_for_the_pool(pool: QueuePool) -> None:
+def wait_for_the_pool(engine: Engine) -> None:
+    assert isinstance(engine.pool, QueuePool)
     deadline = time.monotonic() + 20
-    while pool.checkedout() and time.monotonic() < deadline:
+    while engine.pool.checkedout() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -138,7 +145,7 @@ def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
     assert engine.pool.checkedout() == 1
     gate.opened.set()
     pool.shutdown()
-    wait_for_the_pool(engine.pool)
+    wait_for_the_pool(engine)
     assert held.count == 0
     assert not invalidated
 
@@ -150,13 +157,8 @@ def test_who_ends_the_context_of_another_thread_waits_for_its_statement(
     executed: list[bool] = []
     event.listen(engine, "after_cursor_execute", lambda *_: executed.append(True))
     context = app.app_context()
-
-    def job() -> None:
-        context.push()
-        query(session)
-
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(job)
+        future = pool.submit(push_and_query, context, session)
         assert gate.reached.wait(30)
         with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
             context.pop()  # Flask's own error, once the context was torn down
@@ -170,14 +172,9 @@ def test_the_session_of_a_thread_that_stays_busy_is_not_closed_by_who_ends_its_c
 ) -> None:
     gate = Gate(engine, "before_cursor_execute")
     context = app.app_context()
-
-    def job() -> None:
-        context.push()
-        query(session)
-
     with ThreadPoolExecutor(1) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        future = pool.submit(job)
+        future = pool.submit(push_and_query, context, session)
         assert gate.reached.wait(30)
         with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
             context.pop()
@@ -185,8 +182,7 @@ def test_the_session_of_a_thread_that_stays_busy_is_not_closed_by_who_ends_its_c
         assert held.count == 1
         gate.opened.set()
         future.result(30)
-        assert isinstance(engine.pool, QueuePool)
-        wait_for_the_pool(engine.pool)
+        wait_for_the_pool(engine)
     assert held.count == 0
 
 
@@ -207,8 +203,7 @@ def test_the_end_of_a_context_waits_a_second_for_all_its_sessions_together(
         assert time.monotonic() - began < 2
         assert held.count == 3
         gate.opened.set()
-        assert isinstance(engine.pool, QueuePool)
-        wait_for_the_pool(engine.pool)
+        wait_for_the_pool(engine)
     assert held.count == 0
 
 
@@ -233,8 +228,7 @@ def test_the_safety_net_does_not_wait_for_a_busy_session(
         assert time.monotonic() - began < 0.9
         assert held.count == 1
         gate.opened.set()
-        assert isinstance(engine.pool, QueuePool)
-        wait_for_the_pool(engine.pool)
+        wait_for_the_pool(engine)
     assert held.count == 0
 
 

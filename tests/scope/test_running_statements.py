@@ -14,11 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import NullPool, create_engine, event, make_url, text
+from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.exc import IllegalStateChangeError
 
 from flask_sqlalchemy_session import current_session
-from tests.support import Held
+from tests.support import Held, server_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,12 +68,7 @@ def make_engine(
         )
         event.listen(engine, "connect", add_sleep)
         return engine
-    url = make_url(request.getfixturevalue(f"{database}_url")).set(
-        drivername=drivername
-    )
-    if driver == "pg8000" and url.query.get("host"):
-        url = url.set(query={"unix_sock": f"{url.query['host']}/.s.PGSQL.5432"})
-    return create_engine(url, poolclass=NullPool)
+    return create_engine(server_url(drivername, request), poolclass=NullPool)
 
 
 def add_sleep(connection: Any, _: object) -> None:

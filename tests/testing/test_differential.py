@@ -43,7 +43,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from flask_sqlalchemy_session import FlaskScopedSession
 from flask_sqlalchemy_session.testing import IsolationError, isolate
 from tests.async_support import run
-from tests.support import begin_explicitly
+from tests.support import begin_explicitly, server_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,12 +130,7 @@ def url(
         name = database.partition("-")[0]
         path = tmp_path_factory.mktemp("db")
         return make_url(f"{name}:///{path}/{database}.sqlite3")
-    server = "postgresql_url" if database.startswith("postgresql") else "mariadb_url"
-    url = make_url(request.getfixturevalue(server)).set(drivername=database)
-    socket = url.query.get("host")
-    if database == "postgresql+pg8000" and socket:  # which it has another name for
-        return url.set(query={"unix_sock": f"{socket}/.s.PGSQL.5432"})
-    return url
+    return server_url(database, request)
 
 
 def make_engine(url: URL) -> Engine:

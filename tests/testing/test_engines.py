@@ -29,7 +29,7 @@ from flask_sqlalchemy_session.testing import (
     IsolationError,
     isolate,
 )
-from tests.support import Base, Held, User
+from tests.support import Base, Held, User, server_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,11 +114,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Engine]:
     drivername: str = request.param
     if drivername.endswith("mysqldb"):
         pytest.importorskip("MySQLdb")
-    fixture = "postgresql_url" if "postgresql" in drivername else "mariadb_url"
-    url = make_url(request.getfixturevalue(fixture)).set(drivername=drivername)
-    if drivername.endswith("pg8000") and url.query.get("host"):
-        url = url.set(query={"unix_sock": f"{url.query['host']}/.s.PGSQL.5432"})
-    engine = create_engine(url)
+    engine = create_engine(server_url(drivername, request))
     yield engine
     engine.dispose()
 
