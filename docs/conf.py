@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
 ]
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["attrs_block", "deflist"]
+myst_enable_extensions = ["attrs_block", "attrs_inline", "deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -32,7 +32,8 @@ def current_context() -> AppContext:
     except RuntimeError:
         raise ScopeError(
             "There is no session outside an application context. Requests and CLI "
-            "commands have one; elsewhere, open one: 'with app.app_context():'."
+            "commands have one; elsewhere, open one: 'with app.app_context():'. "
+            "[no-context]"
         ) from None
 
 
@@ -57,7 +58,7 @@ def owner_in(context: AppContext, extension: str, name: str, class_: type) -> ob
         raise ScopeError(
             f"Flask application {app.name!r} has no session named {name!r}. Set one up "
             f"with '{class_.__name__}(session_factory, app{keyword})', or with "
-            "'session.init_app(app)' in an application factory."
+            "'session.init_app(app)' in an application factory. [no-session]"
         ) from None
 
 

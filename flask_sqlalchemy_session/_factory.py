@@ -52,7 +52,7 @@ def check_callable(factory: object, remedy: str) -> None:
     if not callable(factory):
         raise TypeError(
             f"A session factory is called to make each session, but {factory!r} is "
-            f"not callable. {remedy}"
+            f"not callable. {remedy} [not-callable]"
         )
 
 
@@ -72,7 +72,7 @@ def check_keywords(factory: object, keywords: Mapping[str, object]) -> None:
         raise TypeError(
             f"session(**keywords) passes its keyword arguments to the session "
             f"factory, but {factory!r} does not take them: {error}. Use a "
-            "sessionmaker, or let the factory accept them."
+            "sessionmaker, or let the factory accept them. [factory-keywords]"
         ) from None
 
 
@@ -92,5 +92,5 @@ def check_session(session: object, factory: object) -> None:
         )
     raise TypeError(
         f"A session factory must return a sqlalchemy.orm.Session, but {factory!r} "
-        f"returned {session!r}. {remedy}"
+        f"returned {session!r}. {remedy} [not-a-session]"
     )

@@ -59,7 +59,7 @@ class ContextScoped(Generic[T]):
             raise InvalidRequestError(
                 "This context's session was made already, so session(**keywords) "
                 "can't pass keyword arguments to the factory. Pass them on first "
-                "use, or call session.remove() before."
+                "use, or call session.remove() before. [made-already]"
             )
         return self._registry.open(current_context(), kw)
 
@@ -88,6 +88,6 @@ class ContextScoped(Generic[T]):
                 raise AttributeError(
                     f"{type(self).__name__!r} object has no attribute {name!r}. To set "
                     f"it on the current context's session, write 'session().{name} = "
-                    "...'."
+                    "...'. [no-attribute]"
                 )
             super().__setattr__(name, value)

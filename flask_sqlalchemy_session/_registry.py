@@ -177,8 +177,9 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
                 f"Flask application {context.app.name!r} has another session named "
-                f"{self.name!r}. Use that one, or set this one up under a name "
-                f"of its own: '{type(owner).__name__}(session_factory, app, name=...)'."
+                f"{self.name!r}. Use that one, or give this one a name of its own: "
+                f"'{type(owner).__name__}(session_factory, app, name=...)'. "
+                "[another-session]"
             )
         return scope_of(context)
 
@@ -198,7 +199,8 @@ def register(
             raise RuntimeError(
                 f"Flask application {app.name!r} already has a session named "
                 f"{owner.name!r}. Give this one a name of its own: "
-                f"'{type(owner).__name__}(session_factory, app, name=...)'."
+                f"'{type(owner).__name__}(session_factory, app, name=...)'. "
+                "[name-in-use]"
             )
         class_, attributes = type(app), dict(vars(app))
         try:

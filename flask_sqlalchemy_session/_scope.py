@@ -153,7 +153,7 @@ class Holder:
             raise IllegalStateChangeError(
                 "Another thread executes a statement on this session, which can't be "
                 "closed meanwhile. Wait for that thread, or give it a context of its "
-                "own: 'with app.app_context():'."
+                "own: 'with app.app_context():'. [in-use]"
             )
         try:
             closer.close_session(self.session, wait=wait)
@@ -207,7 +207,7 @@ def _warn(holders: list[Holder], fact: str) -> None:
     warnings.warn(
         f"A session ({names}) of Flask application {holders[0].app.name!r} {fact}. "
         "Give work that outlives a request a context of its own: 'with "
-        "app.app_context():'.",
+        "app.app_context():'. [late-session]",
         ResourceWarning,
         stacklevel=3,
         source=holders[0],
@@ -241,13 +241,14 @@ def scope_of(context: AppContext) -> dict[str, Any]:
             f"The sessions of a context live on its 'g', but {type(context.g)!r}, the "
             f"'app_ctx_globals_class' of Flask application {context.app.name!r}, "
             "has no room for them. Take away its '__slots__', or give it a "
-            "'__dict__' slot."
+            "'__dict__' slot. [g-slots]"
         ) from None
     if _SEALED in scope:
         raise ScopeError(
             f"A context of Flask application {context.app.name!r} ends, and each time "
             "its session was closed it was used again: by a listener of that event, "
-            "most likely. Let the listener use the connection that it is called with."
+            "most likely. Let the listener use the connection that it is called with. "
+            "[used-while-closed]"
         )
     return scope
 

@@ -232,7 +232,7 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
             raise TypeError(
                 f"session.configure() needs a sessionmaker, but the session factory "
                 f"is {self.session_factory!r}. Pass 'sessionmaker(...)', or configure "
-                "the sessions where that factory makes them."
+                "the sessions where that factory makes them. [no-sessionmaker]"
             )
         super().configure(**kwargs)
 

@@ -5,7 +5,8 @@ import importlib.util
 if importlib.util.find_spec("greenlet") is None:  # SQLAlchemy might say so late
     raise ImportError(
         "flask_sqlalchemy_session.asyncio needs greenlet, as SQLAlchemy's own asyncio "
-        "extension does. Install it with: pip install 'sqlalchemy[asyncio]'"
+        "extension does. Install it with: pip install 'sqlalchemy[asyncio]' "
+        "[no-greenlet]"
     )
 
 from ._factory import AsyncSessionFactory

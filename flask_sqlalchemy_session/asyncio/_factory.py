@@ -46,5 +46,5 @@ def check_session(session: object, factory: object) -> None:
         raise TypeError(
             "An async session factory must return a "
             f"sqlalchemy.ext.asyncio.AsyncSession, but {factory!r} returned "
-            f"{session!r}. {REMEDY}"
+            f"{session!r}. {REMEDY} [not-an-async-session]"
         )

@@ -201,13 +201,14 @@ class _OneLoop:
                     f"{function!r} was called after the event loop of async views had "
                     "ended, as it does where the process ends. 'atexit' runs last what "
                     "was registered first: register what calls it after 'import "
-                    "flask_sqlalchemy_session.asyncio'."
+                    "flask_sqlalchemy_session.asyncio'. [loop-ended]"
                 )
             if loop is loop_that_runs_here():
                 raise RuntimeError(
                     f"{function!r} was called through "
                     "'app.async_to_sync' or 'app.ensure_sync' on the event loop that "
-                    "would have to run it while it waits. Await it instead."
+                    "would have to run it while it waits. Await it instead. "
+                    "[waits-for-itself]"
                 )
             return call(loop, partial(tracked, *args, **kwargs))
 

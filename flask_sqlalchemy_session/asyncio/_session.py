@@ -84,7 +84,7 @@ async def _drop(session: AsyncSession) -> None:
             "The event loop that a session was used on ended before the session was "
             "closed, so that its connections were dropped. Run what uses it with "
             "'app.ensure_sync(function)()', or 'await session.remove()' before the "
-            "loop ends.",
+            "loop ends. [loop-before-session]",
             ResourceWarning,
             stacklevel=2,
         )
@@ -123,7 +123,8 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
             raise ScopeError(
                 f"This task outlived the view of Flask application {app.name!r} that "
                 "started it, and the view's context has ended. Give work that "
-                "outlives a request a context of its own: 'with app.app_context():'."
+                "outlives a request a context of its own: 'with app.app_context():'. "
+                "[outlived-view]"
             )
         if not has_lasting_loop(app):
             raise ScopeError(
@@ -131,7 +132,8 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
                 "that ends with it, and a pooled connection can't outlive the loop "
                 "that made it. Add this line where the application is set up: "
                 "'use_one_event_loop(app)', with 'from "
-                "flask_sqlalchemy_session.asyncio import use_one_event_loop'."
+                "flask_sqlalchemy_session.asyncio import use_one_event_loop'. "
+                "[one-event-loop]"
             )
         return super().make_session(keywords)
 
@@ -304,7 +306,8 @@ class FlaskAsyncScopedSession(
             raise TypeError(
                 "session.configure() needs an async_sessionmaker, but the session "
                 f"factory is {self.session_factory!r}. Pass 'async_sessionmaker(...)', "
-                "or configure the sessions where that factory makes them."
+                "or configure the sessions where that factory makes them. "
+                "[no-async-sessionmaker]"
             )
         super().configure(**kwargs)
 

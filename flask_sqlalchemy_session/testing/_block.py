@@ -103,7 +103,7 @@ class Isolation:
             raise RuntimeError(
                 "The end of an isolate() block waits for the event loop that async "
                 "sessions are used on, and can't wait on a loop. Write 'async with "
-                "isolate(...)'."
+                "isolate(...)'. [async-with]"
             )
         self._begin()
 
@@ -120,14 +120,15 @@ class Isolation:
             if registry.prepare is not None or self._registries.count(registry) > 1:
                 raise RuntimeError(
                     f"The session named {scoped.name!r} is isolated already. One "
-                    "isolate() serves all that happens inside it; leave out the other."
+                    "isolate() serves all that happens inside it; leave out the other. "
+                    "[isolated-already]"
                 )
             if registry.has():
                 raise RuntimeError(
                     f"The session named {scoped.name!r} is open in the current "
                     "context, with a connection that isolate() can't roll back. "
                     "Enter the block before the context, or call 'session.remove()' "
-                    "first."
+                    "first. [open-session]"
                 )
         self._reset()
         _listen_once()
@@ -208,7 +209,7 @@ class Isolation:
             raise IsolationError(
                 "The session factory returned a session that is in a transaction "
                 "already, on a connection that isolate() can't roll back. Begin it "
-                "where the session is used."
+                "where the session is used. [in-transaction]"
             )
         get_bind, connection = session.get_bind, session.connection
 
@@ -243,7 +244,7 @@ class Isolation:
                 raise IsolationError(
                     "The session is bound to a connection that was opened outside "
                     "isolate(), which can't roll it back. Bind the session to the "
-                    "engine."
+                    "engine. [outside-connection]"
                 )
             return bind
         with self._lock:
@@ -259,7 +260,7 @@ class Isolation:
             raise IsolationError(
                 f"{engine} was used in the block before a session reached it, and "
                 "what was committed then stays in the database. Name it, to have it "
-                "isolated from the beginning: 'isolate(session, engine)'."
+                "isolated from the beginning: 'isolate(session, engine)'. [used-before]"
             )
         database = _database_of(engine)
         for shared in self._shared:
@@ -273,7 +274,7 @@ class Isolation:
                     f"{engine} and {other} are engines of one database with "
                     "different drivers, which can't share the one connection that a "
                     "database has inside isolate(). Use one driver for both in tests, "
-                    "or isolate one of them."
+                    "or isolate one of them. [two-drivers]"
                 )
             shared.take_over(engine)
             return
@@ -294,7 +295,7 @@ class Isolation:
             raise TypeError(
                 f"isolate() decorates plain functions, but the body of {function!r} "
                 "runs after the call has returned. Write 'with isolate(session):', or "
-                "'async with', inside it."
+                "'async with', inside it. [decorated]"
             )
 
         @wraps(function)
@@ -365,7 +366,7 @@ def _registry_of(session: Isolatable) -> _Registry:
     if not issubclass(type(session), ContextScoped):
         raise TypeError(
             "isolate() takes a FlaskScopedSession or a FlaskAsyncScopedSession, or "
-            f"several, not {session!r}."
+            f"several, not {session!r}. [what-to-isolate]"
         )
     return cast("_Registry", session.registry)
 

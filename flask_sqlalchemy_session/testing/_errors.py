@@ -12,5 +12,5 @@ class IsolationError(RuntimeError):
 def has_ended() -> IsolationError:
     return IsolationError(
         "This connection was opened inside an isolate() block that has ended. Open "
-        "another."
+        "another. [block-ended]"
     )

@@ -153,7 +153,8 @@ class Savepoints:
         refused = IsolationError(
             f"{what} Inside isolate() the sessions of an engine share one connection, "
             "which can't undo the work of one and keep what came after it from "
-            "another. Commit or roll back the first before the other writes."
+            "another. Commit or roll back the first before the other writes. "
+            "[one-connection]"
         )
         self.refused = self.refused or refused
         raise refused

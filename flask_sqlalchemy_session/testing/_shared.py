@@ -95,7 +95,7 @@ class SharedConnection:
             raise IsolationError(
                 f"{self.engine} is used on a second event loop. Inside isolate() it "
                 "has one connection, which belongs to the first. Run all that uses it "
-                "on one, as 'app.ensure_sync(function)()' does."
+                "on one, as 'app.ensure_sync(function)()' does. [second-loop]"
             )
 
     def connect(self, pool: SharedPool) -> StandIn:
@@ -149,7 +149,7 @@ class SharedConnection:
                 f"{self.engine} can't be isolated: {self.dialect.name} refuses "
                 f"savepoints ({error}), which isolate() makes of the sessions' "
                 "transactions. Test with a database that has them, or leave "
-                "isolate() out and empty the tables after each test."
+                "isolate() out and empty the tables after each test. [no-savepoints]"
             ) from error
 
     def _prepare(self, mode: Mode) -> None:
@@ -164,7 +164,7 @@ class SharedConnection:
                 raise IsolationError(
                     f"{self.engine} has a single connection, which was in a "
                     "transaction that began before isolate(), and is rolled back "
-                    "now. End the transaction before the block."
+                    "now. End the transaction before the block. [single-connection]"
                 )
             self._on_end.callback(self._roll_back_sqlite, mode)
         else:
@@ -224,7 +224,7 @@ class SharedConnection:
             f"The event loop that {self.engine} was used on ended before isolate() "
             "did, so that its connection was dropped, and the database left to roll "
             "it back. End the block first: write 'async with isolate(...)' in what "
-            "the loop runs."
+            "the loop runs. [loop-before-block]"
         )
 
     def _end(self, pool: SharedPool, pooled: PoolProxiedConnection) -> None:
@@ -251,7 +251,7 @@ class SharedConnection:
                 f"Rows that were written in the block are still in {self.engine}, in a "
                 "table without transactions, whose engine (MyISAM or Aria, say) can't "
                 f"roll back. It is one of: {', '.join(kept)}. Make it an InnoDB table, "
-                "or empty it after each test."
+                "or empty it after each test. [rows-left]"
             )
 
     def _kept_tables(self) -> list[str]:
@@ -295,7 +295,7 @@ class SharedConnection:
                 "it all that was written and committed in the block: the database has "
                 "rolled it back. Every later use of the engine in the block fails. "
                 "Look for what ended the connection (a timeout, a restart or a kill; "
-                "drivers for MySQL end it when a statement is cancelled)."
+                "drivers for MySQL end it when a statement is cancelled). [lost]"
             )
 
     def _means_loss(self, error: BaseException) -> bool:
@@ -332,7 +332,7 @@ class SharedConnection:
             "something else, so that what was committed in the block may still be in "
             "the database. The cause is a statement that commits by itself, or a use "
             "of the same driver connection that was open before the block. The last "
-            f"statement was: {self._last or 'none'}."
+            f"statement was: {self._last or 'none'}. [transaction-ended]"
         )
         raise IsolationError(*self.broken.args)
 

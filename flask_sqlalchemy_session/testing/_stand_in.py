@@ -85,7 +85,7 @@ class StandIn(Transaction):
         raise IsolationError(
             f"{name}() of a driver connection would end or nest the transaction that "
             "isolate() keeps open. Use the session's or the engine's begin(), commit() "
-            "and rollback() instead."
+            "and rollback() instead. [driver-transaction]"
         )
 
     # What sets the mode: attributes of some drivers, methods of others.
@@ -111,7 +111,7 @@ class StandIn(Transaction):
                 if self.shared.database == "postgresql":
                     raise IsolationError(
                         "Autocommit can't be switched on or off in a transaction. "
-                        "Commit it or roll it back before."
+                        "Commit it or roll it back before. [autocommit]"
                     )
                 if self.shared.database == "mysql" or mode is Mode.AUTOCOMMIT:
                     self.commit()
@@ -197,7 +197,8 @@ class StandIn(Transaction):
         if self.shared.dialect.driver not in ("pysqlite", "psycopg2"):
             raise IsolationError(
                 f"'with' closes a connection of {self.shared.dialect.driver}, which "
-                "others go on with inside isolate(). Call its commit() or rollback()."
+                "others go on with inside isolate(). Call its commit() or rollback(). "
+                "[driver-with]"
             )
         return self
 
@@ -324,7 +325,7 @@ class StandIn(Transaction):
             ):
                 raise IsolationError(
                     "Inside isolate() no transaction can be prepared for a commit in "
-                    "two phases. Leave out 'twophase=True' in tests."
+                    "two phases. Leave out 'twophase=True' in tests. [two-phase]"
                 )
             case ["COMMIT" | "END", *_]:
                 self._check_begun("commit")
@@ -386,25 +387,27 @@ class StandIn(Transaction):
         if part is not None:
             raise IsolationError(
                 f"Inside isolate() {part} can't be executed in one string with "
-                "other statements. Execute one after the other."
+                "other statements. Execute one after the other. [one-string]"
             )
         if statement.commits():
             raise IsolationError(
                 f"{name} commits by itself at {statement.kind}, so that isolate() "
                 "could not roll back. Do this before the block, or leave isolate() "
-                "out and empty the tables after the test."
+                "out and empty the tables after the test. [implicit-commit]"
             )
         if self.read_only and self.shared.may_write(statement):
             raise IsolationError(
                 f"{statement.kind} was tried in a transaction that is read only. "
-                "Inside isolate() the database can't be told so, which would refuse it."
+                "Inside isolate() the database can't be told so, and would store it. "
+                "[read-only]"
             )
         if statement.words[:2] == ["PRAGMA", "FOREIGN_KEYS"] and not self.begun:
             found = self.shared.execute("PRAGMA foreign_keys")[0][0]
             if statement.words[2:] and bool(found) != (statement.words[2] in _ON):
                 raise IsolationError(
                     "PRAGMA foreign_keys does nothing in a transaction, and inside "
-                    "isolate() there always is one. Set it in a listener of 'connect'."
+                    "isolate() there always is one. Set it in a listener of 'connect'. "
+                    "[foreign-keys]"
                 )
 
     def _check_placement(self, statement: Statement, error: BaseException) -> None:
@@ -413,7 +416,7 @@ class StandIn(Transaction):
             raise IsolationError(
                 f"{self.shared.dialect.name} does {statement.kind} outside of "
                 "transactions only, and inside isolate() there always is one. Do this "
-                "before the block."
+                "before the block. [outside-only]"
             ) from error
 
 

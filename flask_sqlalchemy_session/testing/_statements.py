@@ -104,7 +104,7 @@ class Statement:
         if _READ_ONLY.search(self.bare):
             raise IsolationError(
                 f"{self.kind} READ ONLY can't be done inside isolate(), where the "
-                "sessions of an engine share one transaction."
+                "sessions of an engine share one transaction. [begin-read-only]"
             )
 
     def writes(self) -> bool:

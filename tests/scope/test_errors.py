@@ -31,7 +31,7 @@ def engine(memory: Engine) -> Engine:
 
 NO_CONTEXT = (
     "There is no session outside an application context. Requests and CLI commands "
-    "have one; elsewhere, open one: 'with app.app_context():'."
+    "have one; elsewhere, open one: 'with app.app_context():'. [no-context]"
 )
 
 
@@ -96,7 +96,7 @@ def test_an_app_that_was_not_set_up_is_named(
     message = (
         "Flask application 'bare' has no session named 'default'. Set one up with "
         "'FlaskScopedSession(session_factory, app)', or with 'session.init_app(app)' "
-        "in an application factory."
+        "in an application factory. [no-session]"
     )
     session = FlaskScopedSession(Session)
     with app.app_context():
@@ -126,8 +126,8 @@ def test_an_object_of_another_app_is_refused(
     stranger = FlaskScopedSession(Session)
     message = (
         "Flask application 'shop' has another session named 'default'. Use that one, "
-        "or set this one up under a name of its own: "
-        "'FlaskScopedSession(session_factory, app, name=...)'."
+        "or give this one a name of its own: "
+        "'FlaskScopedSession(session_factory, app, name=...)'. [another-session]"
     )
     with app.app_context():
         with pytest.raises(RuntimeError, match=exactly(message)):
@@ -145,7 +145,8 @@ def test_a_second_object_under_a_name_in_use_is_refused(
     before = dict(vars(app))
     message = (
         "Flask application 'shop' already has a session named 'default'. Give this "
-        "one a name of its own: 'FlaskScopedSession(session_factory, app, name=...)'."
+        "one a name of its own: 'FlaskScopedSession(session_factory, app, name=...)'. "
+        "[name-in-use]"
     )
     with pytest.raises(RuntimeError, match=exactly(message)):
         FlaskScopedSession(Session, app)
@@ -170,7 +171,7 @@ def test_a_factory_that_is_not_callable_is_refused(factory: object) -> None:
     message = (
         f"A session factory is called to make each session, but {factory!r} is not "
         "callable. Pass 'sessionmaker(engine)', a Session subclass or a function that "
-        "returns a new Session."
+        "returns a new Session. [not-callable]"
     )
     with pytest.raises(TypeError, match=exactly(message)):
         FlaskScopedSession(as_factory(factory), app)
@@ -189,7 +190,7 @@ def test_a_factory_that_returns_no_session_is_refused(made: object, app: Flask) 
     message = (
         f"A session factory must return a sqlalchemy.orm.Session, but {factory!r} "
         f"returned {made!r}. Pass 'sessionmaker(engine)', a Session subclass or a "
-        "function that returns a new Session."
+        "function that returns a new Session. [not-a-session]"
     )
     with app.app_context():
         with pytest.raises(TypeError, match=exactly(message)):
@@ -230,7 +231,7 @@ def test_configure_on_a_factory_that_takes_none_is_refused(
     message = (
         f"session.configure() needs a sessionmaker, but the session factory is "
         f"{factory!r}. Pass 'sessionmaker(...)', or configure the sessions where that "
-        "factory makes them."
+        "factory makes them. [no-sessionmaker]"
     )
     with pytest.raises(TypeError, match=exactly(message)):
         session.configure(autoflush=False)
@@ -262,7 +263,7 @@ def test_keyword_arguments_on_a_factory_that_takes_none_are_refused(
     message = (
         "session(**keywords) passes its keyword arguments to the session factory, but "
         f"{factory!r} does not take them: got an unexpected keyword argument 'info'. "
-        "Use a sessionmaker, or let the factory accept them."
+        "Use a sessionmaker, or let the factory accept them. [factory-keywords]"
     )
     with app.app_context():
         with pytest.raises(TypeError, match=exactly(message)):
@@ -295,7 +296,7 @@ def test_keyword_arguments_after_the_first_use_are_refused(
     message = (
         "This context's session was made already, so session(**keywords) can't pass "
         "keyword arguments to the factory. Pass them on first use, or call "
-        "session.remove() before."
+        "session.remove() before. [made-already]"
     )
     with app.app_context():
         made = session()
@@ -322,7 +323,7 @@ def test_a_write_of_an_unknown_name_does_not_land_on_the_wrapper(
     before = dict(vars(session))
     message = (
         "'FlaskScopedSession' object has no attribute 'tenant'. To set it on the "
-        "current context's session, write 'session().tenant = ...'."
+        "current context's session, write 'session().tenant = ...'. [no-attribute]"
     )
     for context in (app.app_context(), None):
         if context:

@@ -53,7 +53,7 @@ def test_a_straggling_thread_says_what_happened(
         "net, not by a teardown: it was made after the context's teardown, by a thread "
         "that inherited the context or in a context that was pushed again and not "
         "popped. Give work that outlives a request a context of its own: 'with "
-        "app.app_context():'."
+        "app.app_context():'. [late-session]"
     )
 
 
