@@ -15,7 +15,7 @@ from pyperf import BenchmarkSuite
 
 from .chart import chart
 from .contestants import FLOORS, OURS, PEERS, created_users
-from .measure import CURVES, GROWN, cell
+from .measure import CURVES, GROWN, amount, cell
 from .shared import postgresql_url, table, write
 
 if TYPE_CHECKING:
@@ -45,43 +45,42 @@ def measure(processes: int, rounds: int) -> BenchmarkSuite:
     return whole
 
 
-def report(suite: BenchmarkSuite, beside: list[BenchmarkSuite]) -> str:
+def report(suites: list[BenchmarkSuite]) -> str:
     """Return what is shown: tables in Markdown.
 
-    :param beside: what other interpreters measured, of which the ratios are shown.
+    :param suites: what was measured, and then what other interpreters have.
     """
+    suite = suites[0]
     cells = [name.partition(" | ") for name in suite.get_benchmark_names()]
     rows = [row for row, _, column in cells if column == OURS]
-    peers = [[row, *_amounts(suite, row, PEERS), _ratio(suite, row)] for row in rows]
+    peers = [
+        [row, *_amounts(suite, row, PEERS), _ratio(suite, row).split()[0]]
+        for row in rows
+    ]
     floors = [[row, *_amounts(suite, row, FLOORS)] for row in rows]
+    ratios = [[row, *(_ratio(each, row) for each in suites)] for row in rows]
+    interpreters = [_about(each)["python_version"].split()[0] for each in suites]
     return "\n".join(
         [
-            _machine(suite),
+            _conditions(suite),
             "## Beside the alternatives\n",
             table(["what", OURS, *PEERS, "to the best"], peers),
-            "The floors, of which neither looks for the current context:\n",
+            "The floors, of which none looks for the current context:\n",
             table(["what", OURS, *FLOORS], floors),
-            *(_interpreters(suite, rows, beside) if beside else []),
+            "## On each interpreter\n",
+            table(["to the best", *interpreters], ratios),
             "## How cost grows\n\nTime for each use, by all threads together.\n",
             *(_growth(suite, row) for row in GROWN),
         ]
     )
 
 
-def _interpreters(
-    suite: BenchmarkSuite, rows: list[str], beside: list[BenchmarkSuite]
-) -> list[str]:
-    suites = [suite, *beside]
-    header = [str(_about(each)["python_version"]).split()[0] for each in suites]
-    lines = [[row, *(_ratio(each, row) for each in suites)] for row in rows]
-    return ["## On each interpreter\n", table(["to the best", *header], lines)]
+def _about(suite: BenchmarkSuite) -> dict[str, str]:
+    about = suite.get_benchmarks()[0].get_metadata()
+    return {key: str(value) for key, value in about.items()}
 
 
-def _about(suite: BenchmarkSuite) -> dict[str, str | float]:
-    return suite.get_benchmarks()[0].get_metadata()
-
-
-def _machine(suite: BenchmarkSuite) -> str:
+def _conditions(suite: BenchmarkSuite) -> str:
     about = _about(suite)
     runs = suite.get_benchmarks()[0].get_runs()
     loads = [f"{run.get_metadata()['load_avg_1min']:.1f}" for run in runs]
@@ -106,9 +105,8 @@ def _amounts(suite: BenchmarkSuite, row: str, others: Iterable[str]) -> list[str
         if cell(row, column) not in suite.get_benchmark_names():
             amounts.append("n/a")
             continue
-        benchmark = suite.get_benchmark(cell(row, column))
         bold = "**" if column in (OURS, _best(suite, row)) else ""
-        amounts.append(f"{bold}{benchmark.format_value(benchmark.median())}{bold}")
+        amounts.append(f"{bold}{amount(suite.get_benchmark(cell(row, column)))}{bold}")
     return amounts
 
 
@@ -127,11 +125,8 @@ def _growth(suite: BenchmarkSuite, row: str) -> str:
     lines = []
     for curve, sizes in CURVES.items():
         costs = [suite.get_benchmark(cell(row, f"{size} {curve}")) for size in sizes]
+        shown = (f"{n}: {amount(cost)}" for n, cost in zip(sizes, costs, strict=True))
         ratio = costs[-1].median() / costs[0].median()
-        shown = (
-            f"{size}: {cost.format_value(cost.median())}"
-            for size, cost in zip(sizes, costs, strict=True)
-        )
         lines.append([curve, ", ".join(shown), f"{ratio:.2f}"])
     return table([row, "median at each size", "last to first"], lines)
 
@@ -148,12 +143,12 @@ def main() -> None:
     add("--save", metavar="FILE", help="for `python -m pyperf compare_to`")
     arguments = parser.parse_args()
     suite = measure(1 if arguments.quick else arguments.processes, arguments.rounds)
-    beside = [BenchmarkSuite.load(file) for file in arguments.beside]
-    print(report(suite, beside))  # noqa: T201  # a command's output
+    shown = report([suite, *map(BenchmarkSuite.load, arguments.beside)])
+    print(shown)  # noqa: T201  # a command's output
     if arguments.save:
         suite.dump(arguments.save, replace=True)
     if not arguments.quick:
-        write(arguments.page, report(suite, beside))
+        write(arguments.page, shown)
         arguments.page.with_suffix(".svg").write_text(chart(suite), encoding="utf-8")
 
 

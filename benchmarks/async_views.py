@@ -8,13 +8,9 @@ from __future__ import annotations
 import argparse
 import platform
 import re
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -32,11 +28,12 @@ from flask_sqlalchemy_session.asyncio import (
     current_async_session,
     use_one_event_loop,
 )
+from tests.servers.serving import serving
 
 from .shared import postgresql_url, table, write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 PACKAGES = [
     *("flask", "asgiref", "sqlalchemy", "asyncpg", "psycopg", "aiosqlite"),
@@ -98,36 +95,6 @@ def application(library: str, url: str) -> Flask:
     return app
 
 
-@contextmanager
-def _served(library: str, url: URL, threads: int, directory: str) -> Iterator[str]:
-    """Serve an application, and give its address."""
-    factory = (library, url.render_as_string(hide_password=False))
-    with (
-        socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
-        Path(directory, "opened").open("w") as opened,
-        Path(directory, "log").open("w") as log,
-        subprocess.Popen(  # noqa: S603  # our own words
-            [
-                *(sys.executable, "-m", "gunicorn", "--worker-class", "gthread"),
-                *("--threads", str(threads), "--graceful-timeout", "2"),
-                *("--bind", f"fd://{listener.fileno()}"),
-                f"benchmarks.async_views:application{factory}",
-            ],
-            pass_fds=[listener.fileno()],
-            stdout=opened,
-            stderr=log,
-        ) as process,
-    ):
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        try:
-            # There is no such page, but the answer comes when the server is up.
-            up = _get(f"{address}up", SECONDS_TO_START)
-            assert up == FAILED, Path(directory, "log").read_text()
-            yield address
-        finally:
-            process.terminate()
-
-
 def _get(address: str, timeout: float) -> str:
     try:
         with urlopen(address, timeout=timeout) as answer:  # noqa: S310  # our own
@@ -148,21 +115,24 @@ def _load(
             return NOT_SENT
         return _get(address, SECONDS_TO_ANSWER)
 
-    with _served(library, url, threads, directory) as address:
+    factory = (library, url.render_as_string(hide_password=False))
+    command = ["gunicorn", f"benchmarks.async_views:application{factory}"]
+    command += ["--bind", "fd://{fd}", "--graceful-timeout", "2"]
+    command += ["--worker-class", "gthread", "--threads", str(threads)]
+    with serving(Path(directory, "log"), {}, *command) as server:
+        address = f"http://127.0.0.1:{server.port}/"
+        # There is no such page, but the answer comes when the server is up.
+        assert _get(f"{address}up", SECONDS_TO_START) == FAILED
         begin = time.perf_counter()
         with ThreadPoolExecutor(threads) as clients:
             outcomes = Counter(clients.map(request, range(requests)))
         seconds = time.perf_counter() - begin
     sent = requests - outcomes[NOT_SENT]
-    opened = Path(directory, "opened").read_text().count(OPENED)
+    opened = len(server.wrote(f"^{OPENED}$"))
     # The first traceback of a chain is that of the driver's own error.
-    error = re.search(
-        r"^Traceback .*\n(?: .*\n)+(.*)",
-        Path(directory, "log").read_text(),
-        re.MULTILINE,
-    )
+    errors = server.wrote(r"^Traceback .*\n(?: .*\n)+(.*)")
     # Without what stands in representations, which are long.
-    message = re.sub(r"<.*>", "…", error[1]).replace("|", r"\|") if error else ""
+    message = re.sub(r"<.*>", "…", errors[0]).replace("|", r"\|") if errors else ""
     return [
         *(url.get_driver_name(), str(threads), library),
         *(f"{outcomes[SERVED]} of {sent}", str(outcomes[HUNG]), str(opened)),
@@ -194,9 +164,9 @@ def main() -> None:
             rows.append(_load(library, url, threads, requests, directory))
             print(*rows[-1], sep=", ", flush=True)  # noqa: T201  # a command's output
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    python = platform.python_version()
-    measured = f"Measured with {versions} and Python {python}.\n"
-    write(arguments.page, f"{table(HEADER, rows)}\n{measured}")
+    measured = f"Measured with {versions} and Python {platform.python_version()}.\n"
+    shown = table(HEADER, rows, "library", "first error")
+    write(arguments.page, f"{shown}\n{measured}")
 
 
 if __name__ == "__main__":

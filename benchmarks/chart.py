@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .contestants import FLOORS, OURS, PEERS
-from .measure import POSTGRESQL, SQLITE, cell
+from .measure import POSTGRESQL, SQLITE, amount, cell
 
 if TYPE_CHECKING:
     from pyperf import BenchmarkSuite
@@ -20,21 +20,21 @@ def chart(suite: BenchmarkSuite) -> str:
     for row in (POSTGRESQL, SQLITE):
         y += LINE
         parts.append(f'<text class="head" x="0" y="{y}">{row}</text>')
-        benchmarks = {
+        costs = {
             name: suite.get_benchmark(cell(row, name))
             for name in (OURS, *PEERS, *FLOORS)
             if cell(row, name) in suite.get_benchmark_names()
         }
-        costs = {name: each.median() for name, each in benchmarks.items()}
-        for name in sorted(costs, key=lambda name: costs[name]):
+        names = sorted(costs, key=lambda name: costs[name].median())
+        for name in names:
             y += LINE
-            width = round(costs[name] / max(costs.values()) * SCALE)
+            width = round(costs[name].median() / costs[names[-1]].median() * SCALE)
             kind = "session" if name == OURS else "other"
             parts.append(
                 f'<text x="{LEFT - 8}" y="{y}" text-anchor="end">{name}</text>'
                 f'<rect class="{kind}" x="{LEFT}" y="{y - 12}" width="{width}" '
                 f'height="15"/><text x="{LEFT + width + 6}" y="{y}">'
-                f"{benchmarks[name].format_value(costs[name])}</text>"
+                f"{amount(costs[name])}</text>"
             )
         y += LINE
     return (

@@ -8,7 +8,6 @@ timed, so that no call is added to it.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import svcs
@@ -132,11 +131,8 @@ def plain_scoped_session(app: Flask, url: str) -> dict[str, object]:
 
 
 def by_hand(app: Flask, url: str) -> dict[str, object]:
-    """The floor of all: what Python, Flask and SQLAlchemy cost alone."""
-    engine = create_engine(url)
-    current: ContextVar[Session] = ContextVar("current")
-    current.set(Session(engine))
-    return {"current": current, "Session": Session, "engine": engine}
+    """The floor of all: what Flask and SQLAlchemy cost alone."""
+    return {"Session": Session, "engine": create_engine(url)}
 
 
 def empty_hook(app: Flask, _: str) -> dict[str, object]:
@@ -158,33 +154,32 @@ class Contestant(NamedTuple):
     """The expression for the context's session itself."""
     accessor: str
     """The expression to which an application adds `.get(...)`, as it documents."""
-    view: str = "return {}.get_one(User, 1).name"
+    block: str = "{}"
+    """The statement in which it does so."""
 
     def serve(self, url: str) -> tuple[Flask, dict[str, Any]]:
         """Return an application with a view, and what the expressions use."""
         app = Flask(__name__)
         names: dict[str, Any] = {"app": app, "User": User, **self.set_up(app, url)}
-        exec(f"def view():\n  {self.view.format(self.accessor)}", names)  # noqa: S102  # the sources below
+        read = f"return {self.accessor}.get_one(User, 1).name"
+        exec(f"def view():\n  {self.block.format(read)}", names)  # noqa: S102  # the sources below
         app.add_url_rule("/", view_func=names["view"])
         return app, names
 
 
 PEERS = {
     "Flask-SQLAlchemy": Contestant(flask_sqlalchemy, "db.session()", "db.session"),
-    "Flask-SQLAlchemy-Lite": Contestant(
-        flask_sqlalchemy_lite, "db.session", "db.session"
-    ),
+    "Flask-SQLAlchemy-Lite": Contestant(flask_sqlalchemy_lite, *["db.session"] * 2),
     "Advanced Alchemy": Contestant(
-        advanced_alchemy, "alchemy.get_sync_session()", "alchemy.get_sync_session()"
+        advanced_alchemy, *["alchemy.get_sync_session()"] * 2
     ),
-    "Alchemical": Contestant(alchemical, "db.session", "db.session"),
-    "svcs": Contestant(services, "svcs.flask.get(Session)", "svcs.flask.get(Session)"),
+    "Alchemical": Contestant(alchemical, *["db.session"] * 2),
+    "svcs": Contestant(services, *["svcs.flask.get(Session)"] * 2),
 }
 FLOORS = {
     BY_THREAD: Contestant(plain_scoped_session, "session()", "session"),
     BY_HAND: Contestant(
-        *(by_hand, "current.get()", "current.get()"),
-        "with Session(engine) as session: return session.get_one(User, 1).name",
+        by_hand, "session", "session", "with Session(engine) as session: {}"
     ),
     EMPTY_HOOK: Contestant(empty_hook, "None", "None"),
 }

@@ -58,17 +58,16 @@ def cell(row: str, column: str) -> str:
     return f"{row} | {column}"
 
 
+def amount(benchmark: pyperf.Benchmark) -> str:
+    """Return the median as it is shown."""
+    return benchmark.format_value(benchmark.median())
+
+
 def timed(name: str, sqlite_url: str, postgresql_url: str) -> dict[str, Measure]:
     """Return what is timed of one contestant, row by row."""
     contestant = CONTESTANTS[name]
     app, names = contestant.serve(sqlite_url)
     session, accessor = contestant.session, f"{contestant.accessor}.is_active"
-    # A peer has one way to its session, which each of ours is compared with.
-    proxy = "proxy.is_active" if name == OURS else accessor
-    opened, accessed = session, accessor
-    if name == BY_HAND:
-        opened = "with Session(engine): pass"
-        accessed = "with Session(engine) as session: session.is_active"
 
     def in_context(source: str) -> Measure:
         timer = Timer(source, globals=names)
@@ -83,15 +82,22 @@ def timed(name: str, sqlite_url: str, postgresql_url: str) -> dict[str, Measure]
     def context(source: str) -> Measure:
         return Timer(f"with app.app_context():\n  {source}", globals=names).timeit
 
+    untouched = {UNTOUCHED: context("pass")}
     if name == EMPTY_HOOK:
-        return {UNTOUCHED: context("pass")}
-    return {
+        return untouched
+    # A peer has one way to its session, which each of ours is compared with.
+    proxy = "proxy.is_active" if name == OURS else accessor
+    reached = {
         "`session()`": in_context(session),
         "`current_session.is_active`": in_context(accessor),
         "`session.proxy.is_active`": in_context(proxy),
-        "a context that uses `session()` once": context(opened),
-        "a context that uses `current_session` once": context(accessed),
-        UNTOUCHED: context("pass"),
+    }
+    use = contestant.block.format
+    return {
+        **(reached if name != BY_HAND else {}),
+        "a context that uses `session()` once": context(use(session)),
+        "a context that uses `current_session` once": context(use(accessor)),
+        **untouched,
         SQLITE: _request(app),
         POSTGRESQL: _request(contestant.serve(postgresql_url)[0]),
     }
@@ -132,20 +138,14 @@ def _repetitions(measure: Measure) -> int:
 def weigh(name: str, url: str, contexts: int = 200) -> float:
     """Return the bytes of each context that is open with a session of its own."""
     app, names = CONTESTANTS[name].serve(url)
-    source = CONTESTANTS[name].session
-    if name == BY_HAND:
-        source = "keep.append(Session(engine))"
-    use, names["keep"] = compile(source, name, "exec"), []
-    with ExitStack() as stack:
-
-        def open_one() -> None:
-            stack.enter_context(app.app_context())
-            exec(use, names)  # noqa: S102  # the contestants' own source
-
-        open_one()  # and what is made once
-        tracemalloc.start()
-        for _ in range(contexts):
-            open_one()
+    source = "Session(engine)" if name == BY_HAND else CONTESTANTS[name].session
+    use, sessions = compile(source, name, "eval"), []
+    with ExitStack() as opened:
+        for number in range(contexts + 1):
+            if number == 1:  # without what is made once
+                tracemalloc.start()
+            opened.enter_context(app.app_context())
+            sessions.append(eval(use, names))  # noqa: S307  # the contestants' own source
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     return size / contexts

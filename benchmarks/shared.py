@@ -27,8 +27,12 @@ def postgresql_url(directory: str) -> Iterator[str]:
     server.cleanup()
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    ruler = ["---", *("--:" for _ in header[1:])]
+def table(header: list[str], lines: list[list[str]], *words: str) -> str:
+    """Return a table in Markdown.
+
+    :param words: the columns, beside the first, of what is no number.
+    """
+    ruler = ["---" if name in (header[0], *words) else "--:" for name in header]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ruler, *lines))
 
 

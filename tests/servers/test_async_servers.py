@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from itertools import count, product
 from pathlib import Path
@@ -22,11 +21,11 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from .serving import serving
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 CLIENTS = 12
 ROUNDS = 2
 SOAK = float(os.environ.get("SOAK", "0"))
@@ -74,44 +73,18 @@ def database(postgresql_url: str) -> Iterator[Engine]:
 
 GUNICORN = [
     *["gunicorn", "tests.servers.async_ledger:app"],
-    *["--config", str(HERE / "async_gunicorn_conf.py"), "--bind", "fd://{fd}"],
+    *[
+        "--config",
+        str(Path(__file__).with_name("async_gunicorn_conf.py")),
+        "--bind",
+        "fd://{fd}",
+    ],
 ]
 # Which server is called how. The names of the others are an adapter's, too.
 ASGI = {
     "uvicorn": ["uvicorn", "--log-level", "warning", "--fd", "{fd}"],
     "hypercorn": ["hypercorn", "--bind", "fd://{fd}"],
 }
-
-
-@contextmanager
-def serving(
-    log: Path, environment: dict[str, str], command: list[str]
-) -> Iterator[int]:
-    """Run a server for a block.
-
-    :return: the port that it listens on.
-    """
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        # Clients that come before the workers are up wait in the backlog.
-        fd = listener.fileno()
-        with log.open("w") as output:
-            process = subprocess.Popen(  # noqa: S603  # our own words
-                [sys.executable, "-m", *(word.format(fd=fd) for word in command)],
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                pass_fds=[fd],
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            yield listener.getsockname()[1]
-            process.terminate()
-            process.wait(timeout=SECONDS_TO_ANSWER)
-        except BaseException:
-            process.kill()
-            process.wait()
-            sys.stderr.write(log.read_text())
-            raise
 
 
 def request(port: int, method: str, path: str) -> tuple[int, str]:
@@ -255,7 +228,8 @@ def served_by(  # noqa: PLR0913  # one for each dimension
     terminates: bool = False,
 ) -> None:
     """Drive a server, and see that the application kept its promises."""
-    with serving(log, environment, command) as port:
+    with serving(log, environment, *command) as server:
+        port = server.port
         traffic = Traffic(port, database, clients=clients, terminates=terminates)
         traffic.run()
         wait_until_idle(database)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,17 +18,16 @@ from sqlalchemy import NullPool, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from .entries import HUNG_UP, PLANNED, STRANGER, Base, Entry
-from .gunicorn import ROOT, gunicorn
+from .serving import ROOT, serving
 from .traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
-    from pathlib import Path
 
     from sqlalchemy import Engine, Row
 
-    from .gunicorn import Server
+    from .serving import Server
 
 SOAK = float(os.environ.get("SOAK", "0"))
 POOL_SIZE = 8
@@ -35,6 +35,11 @@ WORKERS = 2
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(120 + SOAK)]
 
+GUNICORN = [
+    *("gunicorn", "tests.servers.ledger:app", "--bind", "fd://{fd}"),
+    *("--config", str(Path(__file__).with_name("gunicorn_conf.py"))),
+    *(f"--workers={WORKERS}", "--graceful-timeout", "15"),
+]
 GTHREAD = ["--worker-class=gthread", f"--threads={POOL_SIZE}"]
 GEVENT = ["--worker-class=gevent", f"--worker-connections={POOL_SIZE}"]
 
@@ -88,8 +93,8 @@ def run(
     """Drive a server, then count."""
     environment["LEDGER_POOL_SIZE"] = str(POOL_SIZE)
     environment["LEDGER_URL"] = database.url.render_as_string(hide_password=False)
-    log = tmp_path / "server.log"
-    with gunicorn(log, environment, f"--workers={WORKERS}", *worker) as server:
+    environment["PYTHONWARNINGS"] = "always::ResourceWarning"
+    with serving(tmp_path / "log", environment, *GUNICORN, *worker) as server:
         traffic = Traffic(
             server.port,
             database,

@@ -1,4 +1,4 @@
-"""A gunicorn of the test's own, on a port that the system picks."""
+"""A server of the run's own, on a port that the system picks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
+ROOT = Path(__file__).parents[2]
+SECONDS_TO_STOP = 100  # on a machine that is busy with other things
 
 
 class Server:
@@ -35,44 +35,38 @@ class Server:
 
     def wrote(self, pattern: str) -> list[str]:
         """Return what a pattern finds in the log."""
-        return re.findall(pattern, self.log.read_text())
+        return re.findall(pattern, self.log.read_text(), re.MULTILINE)
 
 
 @contextmanager
-def gunicorn(log: Path, environment: dict[str, str], *options: str) -> Iterator[Server]:
-    """Run gunicorn for a block, and stop it gracefully where the block ends.
+def serving(
+    log: Path, environment: Mapping[str, str], *command: str
+) -> Iterator[Server]:
+    """Run a server for a block, and stop it gracefully where the block ends.
 
     The log is printed when the block fails, or the server does not stop.
+
+    :param command: a module that Python runs, and its arguments. "{fd}" in them is the
+        socket that it serves.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        port: int = listener.getsockname()[1]
-        # Clients that come before the workers are up wait in the backlog.
-        command = [
-            *(sys.executable, "-m", "gunicorn", "tests.servers.ledger:app"),
-            *("--config", str(HERE / "gunicorn_conf.py")),
-            *("--bind", f"fd://{listener.fileno()}", "--graceful-timeout", "15"),
-            *options,
-        ]
-        environment = {
-            **os.environ,
-            **environment,
-            "PYTHONWARNINGS": "always::ResourceWarning",
-        }
+        # Clients that come before the server is up wait in the backlog.
+        fd = listener.fileno()
         with log.open("w") as output:
             process = subprocess.Popen(  # noqa: S603  # our own words
-                command,
+                [sys.executable, "-m", *(word.format(fd=fd) for word in command)],
                 cwd=ROOT,
-                env=environment,
-                pass_fds=[listener.fileno()],
+                env={**os.environ, **environment},
+                pass_fds=[fd],
                 stdout=output,
                 stderr=output,
             )
         try:
             try:
-                yield Server(port, log)
+                yield Server(listener.getsockname()[1], log)
             finally:
                 process.terminate()
-                process.wait(timeout=30)
+                process.wait(SECONDS_TO_STOP)
         except BaseException:
             process.kill()
             process.wait()
