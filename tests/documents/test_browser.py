@@ -28,6 +28,7 @@ SEARCHES = {
     "QueuePool limit": "operations",
     "DetachedInstanceError": "operations",
     "no session named": "errors",
+    "no-context": "errors",
 }
 # Where a page is wrong, this one has each mistake that is looked for.
 WRONG = """<!DOCTYPE html><html lang="en"><title>Wrong</title><body><article>
