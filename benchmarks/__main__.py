@@ -53,10 +53,7 @@ def report(suites: list[BenchmarkSuite]) -> str:
     suite = suites[0]
     cells = [name.partition(" | ") for name in suite.get_benchmark_names()]
     rows = [row for row, _, column in cells if column == OURS]
-    peers = [
-        [row, *_amounts(suite, row, PEERS), _ratio(suite, row).split()[0]]
-        for row in rows
-    ]
+    peers = [[row, *_amounts(suite, row, PEERS)] for row in rows]
     floors = [[row, *_amounts(suite, row, FLOORS)] for row in rows]
     ratios = [[row, *(_ratio(each, row) for each in suites)] for row in rows]
     interpreters = [_about(each)["python_version"].split()[0] for each in suites]
@@ -64,11 +61,11 @@ def report(suites: list[BenchmarkSuite]) -> str:
         [
             _conditions(suite),
             "## Beside the alternatives\n",
-            table(["what", OURS, *PEERS, "to the best"], peers),
+            table(["what", OURS, *PEERS], peers),
             "The floors, of which none looks for the current context:\n",
             table(["what", OURS, *FLOORS], floors),
-            "## On each interpreter\n",
-            table(["to the best", *interpreters], ratios),
+            "## To the best peer, on each interpreter\n",
+            table(["what", *interpreters], ratios),
             "## How cost grows\n\nTime for each use, by all threads together.\n",
             *(_growth(suite, row) for row in GROWN),
         ]
