@@ -20,10 +20,11 @@ from weakref import ref
 from flask import Flask
 from flask.ctx import AppContext
 from sqlalchemy.exc import IllegalStateChangeError
+from sqlalchemy.orm import Session
 
 from ._context import ScopeError, find_context
 from ._fork import forget, in_unprepared_child, live, never_finalise
-from ._threads import forget_use, is_in_use_elsewhere, note_use
+from ._threads import allow_use, end_use
 
 SECONDS_TO_WAIT = 1.0
 """How long the end of a context waits for threads that are inside its sessions."""
@@ -64,10 +65,11 @@ class Holder:
         "app",
         "closer",
         "late",
+        "left",
         "others",
         "registry",
         "session",
-        "shared",
+        "sharing",
         "thread",
     )
 
@@ -77,8 +79,11 @@ class Holder:
     closer: Registry | None
     """What closes the session: None once it is closed, or another's to close."""
 
-    shared: bool
-    """Whether another thread than the one that made the session was given it."""
+    left: bool
+    """Whether it was left to a thread of its own to close the session."""
+
+    sharing: tuple[int, ...]
+    """The threads that were given the session, beside the one that made it."""
 
     def __init__(
         self, registry: Registry, session: Any, app: Flask, late: bool = False
@@ -87,8 +92,9 @@ class Holder:
         self.app = app
         self.thread = get_ident()
         self.late = late
+        self.left = False
         self.others: Collection[Holder] = ()
-        self.shared = False
+        self.sharing = ()
         live.add(ref(self, forget))
         self.registry = self.closer = registry
 
@@ -98,7 +104,8 @@ class Holder:
 
     def unclosed(self) -> list[Holder]:
         """Return this holder and the others that it knows, if they are to be closed."""
-        return [each for each in (self, *self.others) if each.closer is not None]
+        holders = (self, *self.others)
+        return [each for each in holders if each.closer is not None and not each.left]
 
     def end(self, deadline: float, *, through_owner: bool) -> None:
         """Let the owner remove the session, and close what that has not closed."""
@@ -106,7 +113,9 @@ class Holder:
             if through_owner and self.registry is not None:
                 self.registry.release(self.session)
         except IllegalStateChangeError:
-            pass  # another thread is inside the session, which is waited for
+            if self.closer is None:
+                raise
+            # Another thread is inside the session, which is waited for.
         finally:
             if self.closer is not None:
                 self.close_when_idle(deadline)
@@ -116,61 +125,60 @@ class Holder:
 
         After the deadline it is left to a thread of its own to wait for that.
         """
+        self.registry = None
         while self.closer is not None:
             try:
                 self.close(wait=wait)
             except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
                 if time.monotonic() >= deadline:
-                    holder = Holder(self.closer, self.session, self.app)
-                    holder.thread = self.thread
-                    start_new_thread(holder.close_at_last, ())
-                    self.closer = None
-                else:
-                    time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+                    self.left = True
+                    with suppress(RuntimeError):  # no more threads: the safety net's
+                        start_new_thread(self.close_at_last, ())
+                    return
+                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
 
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
-        self.shared = True
-        note_use(self.session)
+        if get_ident() not in self.sharing:
+            self.sharing += (get_ident(),)
 
     def close(self, *, wait: bool = True) -> None:
         """Close the session, if that is still to be done.
 
         :raises IllegalStateChangeError: while another thread is inside the session. It
-            stays held.
+            stays as it was.
         :raises BaseException: what closing raised. Every connection was given back.
         """
         closer = self.closer
         if closer is None:
             return  # pragma: no cover  # another thread was faster
-        # A listener that uses the session meanwhile is given another one.
-        self.registry = None
-        if (
-            (self.shared or self.thread != get_ident())
+        session = self.session
+        is_shared = (
+            (self.sharing or self.thread != get_ident())
             and closer.serves_a_thread
-            and is_in_use_elsewhere(self.session, self.thread)
-        ):
-            raise IllegalStateChangeError(
-                "Another thread executes a statement on this session, which can't be "
-                "closed meanwhile. Wait for that thread, or give it a context of its "
-                "own: 'with app.app_context():'. [in-use]"
-            )
+            and isinstance(session, Session)  # and no fake of a test
+        )
+        # A listener that uses the session meanwhile is given another one.
+        registry, self.registry = self.registry, None
         try:
-            closer.close_session(self.session, wait=wait)
+            if is_shared:
+                end_use(session, (self.thread, *self.sharing))
+            closer.close_session(session, wait=wait)
+        except IllegalStateChangeError:
+            if is_shared:
+                allow_use(session)
+            self.registry = registry
+            raise
         except BaseException:
             # An interrupt may have come before anything was closed.
-            if not closer.is_open(self.session):  # pragma: no branch  # nor traced then
+            if not closer.is_open(session):  # pragma: no branch  # nor traced then
                 self.closer = None
             raise
         self.closer = None
 
     def close_at_last(self) -> None:  # pragma: no cover  # its thread is not traced
         try:
-            _warn(
-                [self],
-                f"was in use by another thread {SECONDS_TO_WAIT:g} s after its context "
-                "had ended, and is closed when that thread lets go of it",
-            )
+            _warn([self])
         finally:
             self.close_when_idle(math.inf)
 
@@ -178,6 +186,8 @@ class Holder:
         """Close what every teardown missed, with a :exc:`ResourceWarning`."""
         try:
             holders = self.unclosed()
+            if self.left and self.closer is not None:  # and no thread has it
+                holders.insert(0, self)
         except AttributeError:  # an interrupt came before
             return
         if not holders:
@@ -190,20 +200,28 @@ class Holder:
                 # A finaliser runs at any point of any thread, also of one that holds
                 # what another thread needs to go on.
                 stack.callback(holder.close_when_idle, 0, wait=False)
-            _warn(
-                holders,
-                "was closed by the safety net, not by a teardown: it was made after "
-                "the context's teardown, by a thread that inherited the context or in "
-                "a context that was pushed again and not popped"
-                if holders[0].late
-                else "was closed by the safety net, not by a teardown: the context "
-                "was never popped, its 'g' was cleared, or the session was first used "
-                "after the teardown, by a thread that inherited the context",
-            )
+            _warn(holders)
 
 
-def _warn(holders: list[Holder], fact: str) -> None:
+def _warn(holders: list[Holder]) -> None:
     names = ", ".join(repr(each.closer.name) for each in holders if each.closer)
+    if holders[0].left:
+        fact = (
+            f"was in use by another thread {SECONDS_TO_WAIT:g} s after its context had "
+            "ended, and is closed when that thread lets go of it"
+        )
+    elif holders[0].late:
+        fact = (
+            "was closed by the safety net, not by a teardown: it was made after the "
+            "context's teardown, by a thread that inherited the context or in a "
+            "context that was pushed again and not popped"
+        )
+    else:
+        fact = (
+            "was closed by the safety net, not by a teardown: the context was never "
+            "popped, its 'g' was cleared, or the session was first used after the "
+            "teardown, by a thread that inherited the context"
+        )
     warnings.warn(
         f"A session ({names}) of Flask application {holders[0].app.name!r} {fact}. "
         "Give work that outlives a request a context of its own: 'with "
@@ -217,7 +235,6 @@ def _warn(holders: list[Holder], fact: str) -> None:
 def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
     """Let a context hold a session, which no use of it finds yet."""
     holder = Holder(registry, session, app, _RELEASED in scope)
-    forget_use()
     first: Holder = scope.setdefault(_FIRST, holder)
     if first is not holder:
         # Each step is atomic, as threads that share the context may do the same.

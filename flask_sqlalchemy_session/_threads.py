@@ -1,4 +1,4 @@
-"""Which session another thread is inside, so that none is closed under a statement.
+"""Whether another thread is inside a session, so that none is closed under a statement.
 
 SQLAlchemy refuses to close a session while another thread begins or ends its
 transaction. It does not see one that executes a statement, or that reads its rows. What
@@ -8,52 +8,82 @@ happens then is the driver's affair: it waits, fails, hangs, or crashes the inte
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from threading import get_ident
 from types import FrameType
-from weakref import ref
+from typing import NoReturn
 
-_shared: dict[int, ref[object]] = {}
-"""For each thread the session that it was given last, if another thread made that."""
+from sqlalchemy import Engine
+from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
+from sqlalchemy.orm import Session
 
 # Python documents both, in spite of their underscores.
 _has_gil: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 _frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames")  # noqa: B009  # private to pyright
 
 
-def note_use(session: object) -> None:
-    """Note that the current thread is given a session that another one made."""
-    if len(_shared) > 1000:  # those of greenlets, which have ever new numbers
-        _shared.clear()  # pragma: no cover
-    try:
-        _shared[get_ident()] = ref(session)
-    except TypeError:  # a test's fake may have no room for it
-        forget_use()
+def end_use(session: Session, threads: Collection[int]) -> None:
+    """Let a session refuse statements, once no other thread is inside it.
 
-
-def forget_use() -> None:
-    """Note that the current thread has gone on to a session of its own."""
-    _shared.pop(get_ident(), None)
-
-
-def is_in_use_elsewhere(session: object, maker: int) -> bool:
-    """Tell whether another thread was given a session, and is in SQLAlchemy's code.
-
-    :param maker: the thread that made it.
+    :param threads: those that were given the session.
+    :raises IllegalStateChangeError: while one is inside it.
     """
-    here = get_ident()
-    threads = {thread for thread, given in list(_shared.items()) if given() is session}
-    if maker not in _shared:
-        threads.add(maker)
-    return any(thread != here and _is_in_sqlalchemy(thread) for thread in threads)
+    _check(session, threads)
+    # Each statement asks for it, and before it has a connection. A thread that asked
+    # earlier is found by the second check.
+    vars(session).setdefault("get_bind", _refuse)
+    try:
+        _check(session, threads)
+    except IllegalStateChangeError:
+        allow_use(session)
+        raise
 
 
-def _is_in_sqlalchemy(thread: int) -> bool:
+def allow_use(session: Session) -> None:
+    """Let a session that was not closed, after all, execute statements again."""
+    if vars(session).get("get_bind") is _refuse:
+        del vars(session)["get_bind"]
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise InvalidRequestError(
+        "This session was closed: its context has ended, or session.remove() was "
+        "called in another thread. Give work that outlives a request a context of its "
+        "own: 'with app.app_context():'. [closed-session]"
+    )
+
+
+def _check(session: Session, threads: Collection[int]) -> None:
     if not _has_gil():  # the frames of a thread that runs can't be followed
-        return False
-    frame = _frames().get(thread)
+        return
+    frames = _frames()
+    # A frame that refers to itself keeps what it knows until the collector comes.
+    del frames[get_ident()]
+    for thread, frame in frames.items():
+        if _is_inside(session, frame, thread in threads):
+            raise IllegalStateChangeError(
+                "Another thread executes a statement on this session, which can't be "
+                "closed meanwhile. Wait for that thread, or give it a context of its "
+                "own: 'with app.app_context():'. [in-use]"
+            )
+
+
+def _is_inside(session: Session, top: FrameType | None, was_given: bool) -> bool:
+    """Tell whether a thread is in SQLAlchemy's code on behalf of a session.
+
+    Rows are read, and a connection is used, without the session that they are from. So
+    a thread that was given the session counts, unless the work is another session's,
+    or an engine's that connects.
+    """
+    inside = others = False
+    frame = top
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
-            return True
+        if str(frame.f_globals.get("__name__")).startswith("sqlalchemy."):
+            inside = True
+            for value in list(frame.f_locals.values()):
+                if value is session:
+                    return True
+                # Not `isinstance`, which asks a proxy for its session.
+                others = others or issubclass(type(value), (Session, Engine))
         frame = frame.f_back
-    return False
+    return inside and was_given and not others

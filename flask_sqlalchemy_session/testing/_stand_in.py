@@ -113,7 +113,9 @@ class StandIn(Transaction):
                         "Autocommit can't be switched on or off in a transaction. "
                         "Commit it or roll it back before. [autocommit]"
                     )
-                if self.shared.database == "mysql" or mode is Mode.AUTOCOMMIT:
+                # SQLite goes on in its transaction where autocommit is switched off.
+                commits = self.shared.database == "mysql" or mode is Mode.AUTOCOMMIT
+                if commits:  # pragma: no branch
                     self.commit()
             self.mode = mode
 

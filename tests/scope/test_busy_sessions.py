@@ -207,6 +207,37 @@ def test_the_end_of_a_context_waits_a_second_for_all_its_sessions_together(
     assert held.count == 0
 
 
+def test_a_busy_thread_is_waited_for_among_many_that_share_another_session(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
+) -> None:
+    gate = Gate(engine, "before_cursor_execute")
+    executed: list[bool] = []
+    event.listen(engine, "after_cursor_execute", lambda *_: executed.append(True))
+    many = 1100
+    together = threading.Barrier(many)
+
+    def share(variables: contextvars.Context) -> None:
+        variables.run(session)
+        together.wait(30)
+
+    with ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(many) as others:
+        with app.app_context():
+            session()
+            busy.submit(contextvars.copy_context().run, query, session)
+            assert gate.reached.wait(30)
+            with app.app_context():
+                session()
+                jobs = [
+                    others.submit(share, contextvars.copy_context())
+                    for _ in range(many)
+                ]
+                for job in jobs:
+                    job.result(30)
+            threading.Timer(0.2, gate.opened.set).start()
+        assert executed
+    assert held.count == 0
+
+
 @pytest.mark.leaks
 def test_the_safety_net_does_not_wait_for_a_busy_session(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held

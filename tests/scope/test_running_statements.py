@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import NullPool, create_engine, event, text
-from sqlalchemy.exc import IllegalStateChangeError
+from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
+from sqlalchemy.orm import Session, sessionmaker
 
-from flask_sqlalchemy_session import current_session
+from flask_sqlalchemy_session import FlaskScopedSession, current_session
 from tests.support import Held, server_url
 
 if TYPE_CHECKING:
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flask import Flask
-    from sqlalchemy import Engine
-    from sqlalchemy.orm import Session
-
-    from flask_sqlalchemy_session import FlaskScopedSession
+    from flask.ctx import AppContext
+    from sqlalchemy import Engine, TextClause
 
 # What takes its time, on each database.
 SLOW = {
@@ -71,9 +70,14 @@ def make_engine(
     return create_engine(server_url(drivername, request), poolclass=NullPool)
 
 
+slept = threading.Event()
+
+
 def add_sleep(connection: Any, _: object) -> None:
     def sleep(seconds: float) -> int:
+        slept.clear()
         time.sleep(seconds)
+        slept.set()
         return 0
 
     connection.create_function("sleep", 1, sleep)
@@ -93,6 +97,10 @@ class Worker:
         self._pool = ThreadPoolExecutor(1)
         self._executes = threading.Event()
         event.listen(engine, "before_cursor_execute", lambda *_: self._executes.set())
+
+    def stop(self) -> None:
+        """Return once the thread has ended."""
+        self._pool.shutdown()
 
     def start(self, job: Callable[[], Any]) -> Future[Any]:
         """Start a job, and return once it executes a statement."""
@@ -144,7 +152,7 @@ SLEEP = SLOW["sqlite"]
 
 
 @on_sqlite
-def test_removing_a_session_under_a_statement_is_refused(
+def test_removing_a_session_under_a_statement_is_refused_and_leaves_it(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine
 ) -> None:
     held, worker = Held(engine), Worker(engine)
@@ -154,9 +162,213 @@ def test_removing_a_session_under_a_statement_is_refused(
         with pytest.raises(IllegalStateChangeError, match="executes a statement"):
             session.remove()
         future.result(30)
-        assert session() is not before
+        assert session() is before
         session.execute(text("SELECT 1"))
-        assert held.count == 2
+        assert held.count == 1
+    assert held.count == 0
+
+
+@on_sqlite
+def test_what_a_thread_does_after_a_refused_removal_is_stored(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine
+) -> None:
+    worker, written = Worker(engine), text("SELECT count(*) FROM written")
+
+    def job() -> None:
+        session.execute(text("INSERT INTO written VALUES (1)"))
+        session.execute(SLEEP)
+        session.commit()
+
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE written (number INTEGER)"))
+    with app.app_context():
+        session()
+        future = worker.start(job)
+        time.sleep(0.1)
+        with pytest.raises(IllegalStateChangeError):
+            session.remove()
+        future.result(30)
+        session.remove()
+        assert session.execute(written).scalar_one() == 1
+
+
+def rollbacks_after_sleep(engine: Engine) -> list[bool]:
+    """Note at each rollback whether the statement that sleeps was done."""
+    noted: list[bool] = []
+    event.listen(engine, "rollback", lambda _: noted.append(slept.is_set()))
+    return noted
+
+
+@pytest.fixture
+def stats(app: Flask, tmp_path: Path) -> Iterator[FlaskScopedSession[Session]]:
+    """A second scoped session of the application, on a database of its own."""
+    engine = create_engine(f"sqlite:///{tmp_path}/stats.sqlite3")
+    yield FlaskScopedSession(sessionmaker(engine), app, name="stats")
+    engine.dispose()
+
+
+@on_sqlite
+def test_a_thread_whose_statement_uses_another_session_is_waited_for(
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    stats: FlaskScopedSession[Session],
+    engine: Engine,
+) -> None:
+    worker = Worker(engine)
+    event.listen(
+        engine, "before_cursor_execute", lambda *_: stats.execute(text("SELECT 1"))
+    )
+    with app.app_context():
+        session()
+        stats()
+        rollbacks = rollbacks_after_sleep(engine)
+        future = worker.start(lambda: session.execute(SLEEP).scalar_one())
+    assert rollbacks == [True]
+    assert future.result(30) == 0
+
+
+@on_sqlite
+def test_a_thread_that_was_given_another_session_is_waited_for_in_the_one_that_it_made(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine
+) -> None:
+    worker = Worker(engine)
+    with app.app_context():
+        worker.start(lambda: session.execute(text("SELECT 1")).all()).result(30)
+        with app.app_context():
+            session()
+            worker.start(lambda: session.execute(text("SELECT 1")).all()).result(30)
+        rollbacks = rollbacks_after_sleep(engine)
+        future = worker.start(lambda: session.execute(SLEEP).scalar_one())
+    assert rollbacks == [True]
+    assert future.result(30) == 0
+
+
+@on_sqlite
+def test_a_thread_that_reads_rows_is_waited_for(
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    stats: FlaskScopedSession[Session],
+    engine: Engine,
+) -> None:
+    worker = Worker(engine)
+    numbers = text("SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT sleep(0.3)")
+    second = threading.Event()
+
+    def job() -> list[int]:
+        found = []
+        rows = session.execute(numbers, execution_options={"yield_per": 1})
+        for row in rows.scalars():
+            with app.app_context():  # on to another session, and back
+                stats.execute(text("SELECT 1"))
+            found.append(row)
+            second.set()
+        return found
+
+    with app.app_context():
+        session()
+        rollbacks = rollbacks_after_sleep(engine)
+        future = worker.start(job)
+        assert second.wait(30)
+        time.sleep(0.1)
+    assert rollbacks == [True]
+    assert future.result(30) == [1, 2, 0]
+
+
+@on_sqlite
+@pytest.mark.parametrize("of", ["a session", "a connection that is waited for"])
+def test_the_thread_that_made_a_session_is_not_waited_for_in_work_of_its_own(
+    of: str,
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    engine: Engine,
+    tmp_path: Path,
+) -> None:
+    held = Held(engine)
+    small = create_engine(
+        f"sqlite:///{tmp_path}/small.sqlite3", pool_size=1, max_overflow=0
+    )
+    entered = threading.Event()
+    event.listen(engine, "before_cursor_execute", lambda *_: entered.set())
+
+    def job() -> None:
+        if of == "a session":
+            with Session(engine) as own:
+                own.execute(SLEEP)
+        else:
+            entered.set()
+            small.connect().close()
+
+    def push() -> AppContext:
+        context = app.app_context()
+        context.push()
+        session.execute(text("SELECT 1"))
+        return context
+
+    taken = small.connect()
+    with ThreadPoolExecutor(1) as pool:
+        context = pool.submit(push).result(30)
+        entered.clear()
+        future = pool.submit(job)
+        assert entered.wait(30)
+        time.sleep(0.05)
+        with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
+            context.pop()  # Flask's own error, once the context was torn down
+        assert not future.done()
+        taken.close()
+        future.result(30)
+    assert held.count == 0
+    small.dispose()
+
+
+@on_sqlite
+def test_a_thread_that_comes_too_late_is_told(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine
+) -> None:
+    held = Held(engine)
+    found, ended = threading.Event(), threading.Event()
+
+    def statement() -> TextClause:
+        found.set()
+        assert ended.wait(30)
+        return text("SELECT 1")
+
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context():
+            session()
+            variables = contextvars.copy_context()
+            job = pool.submit(variables.run, lambda: session().execute(statement()))
+            assert found.wait(30)
+        ended.set()
+        with pytest.raises(InvalidRequestError, match=r"its context has ended"):
+            job.result(30)
+    assert held.count == 0
+
+
+@on_sqlite
+@pytest.mark.leaks
+def test_a_busy_session_is_closed_where_no_more_threads_can_start(
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, worker = Held(engine), Worker(engine)
+
+    def refuse(*_: object) -> int:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    with app.app_context():
+        session()
+        job = worker.start(
+            lambda: session.execute(text("SELECT sleep(1.5)")).scalar_one()
+        )
+        monkeypatch.setattr("flask_sqlalchemy_session._scope.start_new_thread", refuse)
+    assert held.count == 1
+    with pytest.warns(ResourceWarning, match="in use by another thread") as told:  # noqa: PT031  # as the thread lets go
+        assert job.result(30) == 0
+        worker.stop()
+    assert len(told) == 1
     assert held.count == 0
 
 
