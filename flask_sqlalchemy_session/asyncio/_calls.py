@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,8 +20,9 @@ scheduled: set[asyncio.Task[None]] = set()
 def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) -> T:
     """Call a coroutine function on a loop that another thread runs, and wait for it.
 
-    It sees the caller's context variables, and the caller what it changes in them. To
-    interrupt the wait cancels the call, and waits for that to end.
+    It sees the caller's context variables and the error that the caller handles, and
+    the caller what it changes in the variables. To interrupt the wait cancels the call,
+    and waits for that to end.
 
     :raises BaseException: what the call raises.
     """
@@ -29,12 +31,13 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
     # What becomes of a call that is cancelled before it begins.
     errors: list[BaseException] = [asyncio.CancelledError()]
     changed: list[Context] = []
+    handled = [error for error in sys.exc_info()[1:2] if error is not None]
     # No event: that is Python code, which an interrupt can leave halfway.
     ended: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     async def run() -> None:
         try:
-            results.append(await function())
+            results.append(await _handling(handled, function))
         except BaseException as error:  # noqa: BLE001  # the caller's; an exit raised here would end the loop for everyone
             errors[:] = [error]
         changed.append(copy_context())
@@ -61,6 +64,20 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
         return results.pop()
     # Taken out of what its traceback refers to, for no cycle to keep it.
     raise errors.pop()
+
+
+async def _handling(
+    errors: list[BaseException], function: Callable[[], Awaitable[T]]
+) -> T:
+    """Call a coroutine function where an error is handled, if there is one."""
+    if not errors:
+        return await function()
+    try:
+        raise errors.pop()  # noqa: TRY301  # what the caller handles
+    except BaseException as error:  # noqa: BLE001  # whatever it is
+        # Without this frame, which is in nobody's code.
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        return await function()
 
 
 def _adopt(context: Context) -> None:

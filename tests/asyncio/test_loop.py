@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import weakref
 from contextvars import ContextVar
 from pathlib import Path
@@ -30,6 +31,8 @@ from tests.support import Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from werkzeug.exceptions import InternalServerError
 
 Message: TypeAlias = "dict[str, object]"
 
@@ -114,6 +117,38 @@ def test_context_variables_go_in_and_what_is_set_comes_out(app: Flask) -> None:
     tenant.set("outside")
     assert app.ensure_sync(view)() == "outside"
     assert tenant.get() == "inside"
+
+
+@pytest.mark.parametrize("with_one_loop", [True, False])
+def test_an_error_handler_has_the_error_at_hand(
+    with_one_loop: bool, app: Flask
+) -> None:
+    """As without the loop, where `logging.exception` and a bare `raise` need it."""
+    app = app if with_one_loop else Flask("plain")
+    app.testing = False
+    told: list[str] = []
+
+    @app.get("/")
+    def index() -> str:
+        message = "no user"
+        raise LookupError(message)
+
+    @app.errorhandler(LookupError)
+    async def on_lookup_error(error: LookupError) -> str:
+        assert sys.exc_info()[1] is error
+        told.append(traceback.format_exc())
+        with pytest.raises(ValueError, match="not ours") as caught:
+            raise ValueError("not ours")
+        assert caught.value.__context__ is error
+        raise  # noqa: PLE0704  # what is handled
+
+    @app.errorhandler(500)
+    async def on_any_error(error: InternalServerError) -> str:
+        return repr(error.original_exception)
+
+    assert app.test_client().get("/").text == "LookupError('no user')"
+    assert "in index" in told[0]
+    assert "_calls.py" not in told[0]
 
 
 def test_a_call_from_the_loop_itself_is_refused(app: Flask) -> None:
