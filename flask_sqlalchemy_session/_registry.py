@@ -92,10 +92,11 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         """Return the `Session` that does the work of a session."""
         raise NotImplementedError
 
-    def close_session(self, session: T, *, wait: bool = True) -> None:
+    def close_session(self, session: T, *, seconds: float | None = None) -> None:
         """Close a session and give back every connection, also if closing fails.
 
-        What has to be done in another thread is waited for, unless told not to.
+        :param seconds: how long to wait for what is done in another thread, if not
+            for as long as it takes.
         """
         raise NotImplementedError
 

@@ -49,7 +49,7 @@ class Registry(Protocol):
     @property
     def serves_a_thread(self) -> bool: ...
     def release(self, session: Any) -> None: ...
-    def close_session(self, session: Any, *, wait: bool = True) -> None: ...
+    def close_session(self, session: Any, *, seconds: float | None = None) -> None: ...
     def is_open(self, session: Any) -> bool: ...
 
 
@@ -118,9 +118,12 @@ class Holder:
             # Another thread is inside the session, which is waited for.
         finally:
             if self.closer is not None:
-                self.close_when_idle(deadline)
+                # A finaliser may end another context than the current one, at any point
+                # of any thread, also of one that holds what others need to go on.
+                seconds = None if through_owner else SECONDS_TO_WAIT
+                self.close_when_idle(deadline, seconds=seconds)
 
-    def close_when_idle(self, deadline: float, *, wait: bool = True) -> None:
+    def close_when_idle(self, deadline: float, *, seconds: float | None = None) -> None:
         """Close the session once no other thread is inside it.
 
         After the deadline it is left to a thread of its own to wait for that.
@@ -128,7 +131,7 @@ class Holder:
         self.registry = None
         while self.closer is not None:
             try:
-                self.close(wait=wait)
+                self.close(seconds=seconds)
             except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
                 if time.monotonic() >= deadline:
                     self.left = True
@@ -142,8 +145,10 @@ class Holder:
         if get_ident() not in self.sharing:
             self.sharing += (get_ident(),)
 
-    def close(self, *, wait: bool = True) -> None:
+    def close(self, *, seconds: float | None = None) -> None:
         """Close the session, if that is still to be done.
+
+        :param seconds: how long to wait for an event loop that closes it.
 
         :raises IllegalStateChangeError: while another thread is inside the session. It
             stays as it was.
@@ -163,7 +168,7 @@ class Holder:
         try:
             if is_shared:
                 end_use(session, (self.thread, *self.sharing))
-            closer.close_session(session, wait=wait)
+            closer.close_session(session, seconds=seconds)
         except IllegalStateChangeError:
             if is_shared:
                 allow_use(session)
@@ -197,9 +202,7 @@ class Holder:
             return
         with ExitStack() as stack:
             for holder in reversed(holders):
-                # A finaliser runs at any point of any thread, also of one that holds
-                # what another thread needs to go on.
-                stack.callback(holder.close_when_idle, 0, wait=False)
+                stack.callback(holder.close_when_idle, 0, seconds=0)
             _warn(holders)
 
 

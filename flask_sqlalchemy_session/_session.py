@@ -41,7 +41,7 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
     def sync_session(self, session: S) -> Session:
         return session
 
-    def close_session(self, session: S, *, wait: bool = True) -> None:
+    def close_session(self, session: S, *, seconds: float | None = None) -> None:
         close(session)
         # A listener of the end of a transaction may begin the next, and so for ever.
         for attempt in range(_ATTEMPTS if self.is_open(session) else 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import sys
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, TypeVar
 
@@ -93,16 +94,20 @@ def schedule(
     coroutine: Coroutine[object, object, None],
     *,
     here: bool,
+    seconds: float,
 ) -> None:
-    """Let a loop run a coroutine that nobody waits for. It logs what that raises.
+    """Let a loop run a coroutine to its end. It logs what that raises.
 
-    :param here: whether the calling thread runs the loop.
+    :param here: whether the calling thread runs the loop, and so can't wait.
+    :param seconds: how long to wait for the end at most.
     """
+    ended: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def start() -> None:
         task = loop.create_task(coroutine)
         scheduled.add(task)
         task.add_done_callback(scheduled.discard)
+        task.add_done_callback(ended.put)
 
     # None of the caller's context variables, which may keep much alive.
     context = Context()
@@ -111,3 +116,6 @@ def schedule(
         context.run(start)
     else:
         loop.call_soon_threadsafe(start, context=context)
+        if seconds:
+            with suppress(queue.Empty):
+                ended.get(timeout=seconds)

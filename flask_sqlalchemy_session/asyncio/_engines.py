@@ -1,7 +1,7 @@
 """What every async engine of the process is held to, whoever connects with it.
 
-A connection keeps nothing of the request that opened it, and one that was opened
-before a fork stays the parent's.
+A connection keeps nothing of the request that opened it, one that was opened before a
+fork stays the parent's, and one that belongs to another event loop is not used on this.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from weakref import WeakSet
 from greenlet import getcurrent
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import AdaptedConnection
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -23,6 +24,8 @@ from flask_sqlalchemy_session._fork import never_finalise
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+_LOOP = "flask_sqlalchemy_session_loop"
 
 # What pools have of connections. No event of the engine's tells of one that would not
 # cost each statement of every sync engine something, too.
@@ -47,6 +50,25 @@ def _note(
     if isinstance(connection, AdaptedConnection):
         _entries.add(entry)
         _checked_out.add(proxied)
+        _leave_to_its_loop(entry)
+
+
+def _leave_to_its_loop(entry: ConnectionPoolEntry) -> None:
+    """Let a connection that another loop made be closed there.
+
+    Below an ASGI server the views run on the server's loop, and what it does not call,
+    as where the application is set up, on the one of this library.
+
+    :raises DisconnectionError: which makes the pool connect anew.
+    """
+    connection, here = entry.dbapi_connection, asyncio.get_running_loop()
+    loop: asyncio.AbstractEventLoop = entry.info.setdefault(_LOOP, here)
+    if loop is not here:
+        if connection is not None and loop.is_running():
+            entry.dbapi_connection = None  # type: ignore[misc]  # ty: ignore[missing-slot]  # as above
+            closing = greenlet_spawn(connection.close)
+            Context().run(asyncio.run_coroutine_threadsafe, closing, loop)
+        raise DisconnectionError
 
 
 @event.listens_for(Engine, "do_connect", insert=True)

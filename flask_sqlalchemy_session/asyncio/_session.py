@@ -148,15 +148,15 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
         setattr(obj, _LOOP, loop_that_runs_here())
         super().set(obj)
 
-    def close_session(self, session: AS, *, wait: bool = True) -> None:
+    def close_session(self, session: AS, *, seconds: float | None = None) -> None:
         loop = _loop_for(session)
         if loop is None:
             return
         here = loop is loop_that_runs_here()
-        if wait and not here:
+        if seconds is None and not here:
             call(loop, partial(_close, session))
         else:
-            schedule(loop, _close(session), here=here)
+            schedule(loop, _close(session), here=here, seconds=seconds or 0)
 
     def release(self, session: AS) -> None:
         loop = _loop_for(session)
@@ -170,7 +170,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 def _close_abandoned() -> None:
     for each in living():
         if isinstance(each, Holder) and isinstance(each.closer, AsyncSessionRegistry):
-            each.close(wait=False)
+            each.close(seconds=0)
 
 
 class AsyncSessionProxy(LocalProxy[AS]):

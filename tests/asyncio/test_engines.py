@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,32 @@ def test_a_pooled_connection_keeps_nothing_of_the_request_that_opened_it(
     assert len(of_the_request) == 3
     assert [reference() for reference in of_the_request] == [None] * 3
     assert "Connections in pool: 1" in fresh.pool.status()
+
+
+def test_a_connection_of_another_loop_is_replaced(
+    app: Flask, fresh: AsyncEngine
+) -> None:
+    """As below an ASGI server, after a set-up that it did not call."""
+    loop = asyncio.new_event_loop()
+    server = threading.Thread(target=loop.run_forever)
+    server.start()
+
+    async def query() -> None:
+        async with fresh.connect() as connection:
+            for _ in range(3):
+                await connection.execute(text("SELECT 1"))
+
+    made: list[object] = []
+    event.listen(fresh.sync_engine, "connect", lambda *args: made.append(args))
+    for _ in range(3):
+        app.ensure_sync(query)()
+        asyncio.run_coroutine_threadsafe(query(), loop).result(30)
+    assert len(made) == 6
+    assert "Connections in pool: 1" in fresh.pool.status()
+    asyncio.run_coroutine_threadsafe(fresh.dispose(), loop).result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    server.join()
+    loop.close()
 
 
 async def _connect(url: str, driver: str) -> object:

@@ -9,7 +9,10 @@ import asyncio
 import inspect
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import pytest
@@ -35,7 +38,13 @@ from tests.scope.flask_versions import REFUSES_A_FOREIGN_POP
 from tests.support import Base, Held, OopsError, User, broken_rollback, use as use_sync
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterator,
+    )
     from pathlib import Path
 
     from sqlalchemy.orm import SessionTransaction
@@ -317,6 +326,48 @@ def test_the_connection_is_back_and_nothing_leaks_after(
         app.ensure_sync(look)()
     assert held.count == 0
     del kept
+
+
+@pytest.mark.timeout(60)
+def test_who_reclaims_a_generator_and_holds_a_lock_that_the_loop_waits_for_goes_on(
+    app: Flask, async_engine: AsyncEngine, held: Held
+) -> None:
+    """As a collection does in a thread that writes to a log."""
+    if REFUSES_A_FOREIGN_POP:
+        pytest.skip("Flask 3.2 refuses to pop a context that is not current")
+    session = FlaskAsyncScopedSession(async_sessionmaker(async_engine), app)
+    lock, waits = threading.Lock(), threading.Event()
+    abandoned: list[Generator[str]] = []
+
+    def rows() -> Generator[str]:
+        with app.app_context():
+            yield str(app.ensure_sync(read)())
+            yield "never"
+
+    async def read() -> object:
+        return await session.scalar(text("SELECT 1"))
+
+    @app.get("/")
+    async def view() -> str:
+        waits.set()
+        with lock:
+            return "ok"
+
+    def begin() -> None:
+        abandoned.append(rows())
+        assert next(abandoned[0]) == "1"
+
+    copy_context().run(begin)
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            answer = pool.submit(app.test_client().get, "/")
+            assert waits.wait(30)
+            with suppress(Exception):  # Flask's own, of a context that is not current
+                abandoned.pop().close()
+            assert not answer.done()
+        assert answer.result(30).text == "ok"
+    run(settle)
+    assert held.count == 0
 
 
 def test_an_abandoned_generator_on_the_loop_ends_its_context_and_no_other(
