@@ -48,8 +48,11 @@ class StandInCursor:
         result = method(*args, **kwargs)
         cursor: Any = self._cursor  # whose description is None where there are no rows
         if cursor.description is not None:
-            # One by one: `fetchall` of asyncpg's fails before SQLAlchemy 2.0.23.
-            vars(self).update(_rows=[*iter(cursor.fetchone, None)], rownumber=0)
+            # One by one: `fetchall` of asyncpg's fails before SQLAlchemy 2.0.23. A
+            # driver's row may be None, if a factory makes it.
+            one_by_one = self.connection.shared.dialect.driver == "asyncpg"
+            rows = iter(cursor.fetchone, None) if one_by_one else cursor.fetchall()
+            vars(self).update(_rows=[*rows], rownumber=0)
         return result
 
     def fetchone(self) -> Any:
@@ -58,13 +61,13 @@ class StandInCursor:
         return next(iter(self._take(1)), None)
 
     def fetchmany(self, size: int | None = None) -> Any:
-        if self._rows is None:
-            return self._cursor.fetchall()
         size = self._cursor.arraysize if size is None else size
-        return self._take(size)
+        return self._cursor.fetchmany(size) if self._rows is None else self._take(size)
 
     def fetchall(self) -> Any:
-        return self.fetchmany(len(self._rows or ()))
+        if self._rows is None:
+            return self._cursor.fetchall()
+        return self._take(len(self._rows))
 
     def _take(self, size: int) -> list[Any]:
         start = self.rownumber or 0
@@ -85,14 +88,18 @@ class StandInCursor:
     def close(self) -> None:
         self.connection.close_cursor(self._cursor)
 
+    def executescript(self, script: str) -> Self:
+        self.connection.executescript(script)
+        return self
+
     def __iter__(self) -> Iterator[Any]:
-        yield from iter(self.fetchone, None)
+        return self
 
     def __next__(self) -> Any:
-        row = self.fetchone()
-        if row is None:
+        rows = [] if self._rows is None else self._take(1)
+        if not rows:
             raise StopIteration
-        return row
+        return rows[0]
 
     def __getattr__(self, name: str) -> Any:
         return self.connection.watch(name, getattr(self._cursor, name))

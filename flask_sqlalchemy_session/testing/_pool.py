@@ -64,7 +64,7 @@ class SharedPool(QueuePool):
         super().__init__(
             create, pool_size=size, max_overflow=-1, dialect=engine.dialect
         )
-        self._engine = engine
+        self.engine = engine
         self._shared = shared
         self._info: dict[Any, Any] = {}
         for name in _FORWARDED:
@@ -122,7 +122,7 @@ class SharedPool(QueuePool):
             for listener in getattr(self.dispatch, name).listeners
             if listener not in own
         ]
-        engine = self._engine
+        engine = self.engine
         known = [each for each in added if event.contains(engine, *each)]
         for each in known:
             event.remove(engine, *each)

@@ -9,8 +9,9 @@ driver nothing differs: SQLAlchemy's connections, options and events are the rea
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -25,7 +26,7 @@ from ._stand_in import StandIn
 from ._statements import MYSQL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from sqlalchemy import Engine, PoolProxiedConnection
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_numbers = count(1)
+_WHERE = {
+    "postgresql": "SELECT current_database(), current_user, "
+    "current_setting('search_path')",
+    "mysql": "SELECT DATABASE(), CURRENT_USER()",
+}
 _CANT_ROLL_BACK = 1196  # MySQL's warning of tables without transactions
 _UNDO_NOTHING = (
     "SELECT table_name FROM information_schema.tables JOIN information_schema.engines "
@@ -68,9 +75,12 @@ class SharedConnection:
         #: Why nothing can be done on the connection any more.
         self.broken: IsolationError | None = None
         self.savepoints = Savepoints(self.execute)
-        #: Those that were dropped where nothing could be awaited.
+        #: Whether the driver executes something.
+        self.executing = False
+        #: Those that were dropped where nothing could be executed.
         self.abandoned: list[StandIn] = []
         self.pools: list[SharedPool] = []
+        self._is_where: list[Any] = []
         self._lost = False
         self._last = ""
         self._functions: set[object] | None = None
@@ -112,14 +122,37 @@ class SharedConnection:
         driver = cast("DBAPIConnection", pooled.dbapi_connection)
         try:
             mode: Mode = self._mode_of(driver)
+            where = self._where(driver)
             if self._given is None:
                 self.driver = driver
                 self._begin(mode)
                 self._given = pool, pooled
+                self._is_where = where
+            elif where != self._is_where:
+                raise IsolationError(
+                    f"{pool.engine} has the address of {self.engine}, but its "
+                    f"'creator' or 'connect_args' lead to {where} instead of "
+                    f"{self._is_where}. Inside isolate() they would share one "
+                    "connection. Give them addresses of their own, or isolate one of "
+                    "them. [two-places]"
+                )
         finally:
             if self._given != (pool, pooled):
                 pool.give_back(pooled, broken=self._lost)
         return mode
+
+    def _where(self, driver: DBAPIConnection) -> list[Any]:
+        """Ask a new connection to what it leads: its database, user and schemas."""
+        query = _WHERE.get(self.database)
+        if query is None or isinstance(driver, StandIn):
+            return []
+        cursor = driver.cursor()
+        try:
+            cursor.execute(query)
+            return [*map(str, cursor.fetchall()[0])]
+        finally:
+            cursor.close()
+            driver.rollback()  # the transaction that this may have begun
 
     def _mode_of(self, driver: DBAPIConnection) -> Mode:
         if isinstance(driver, StandIn):  # of another block, around this one
@@ -300,19 +333,25 @@ class SharedConnection:
 
     def _means_loss(self, error: BaseException) -> bool:
         if not isinstance(error, Exception):  # a cancelled task, or an interrupt
-            return self.database == "mysql" and not self._answers()
-        return isinstance(error, self._errors()) and (
-            self.dialect.is_disconnect(cast("Any", error), self.driver, None)
-            # SQLAlchemy looks for it with a full stop, as older releases have it.
-            or "MySQL Connection not available" in str(error)
+            breaks = self.database == "mysql" or self.dialect.driver == "pg8000"
+            return breaks and not self._answers()
+        return (
+            isinstance(error, self._errors())
+            and (
+                self.dialect.is_disconnect(cast("Any", error), self.driver, None)
+                # SQLAlchemy looks for it with a full stop, as older releases have it.
+                or "MySQL Connection not available" in str(error)
+            )
+            and not self._answers()  # it may have been a cursor that was closed
         )
 
     def _answers(self) -> bool:
+        """Tell whether the connection answers, and what it is asked now."""
+        number = next(_numbers)
         try:
-            self._execute("SELECT 1")
-        except self._errors():
+            return bool(self._execute(f"SELECT {number}")[0][0] == number)
+        except (IndexError, *self._errors()):
             return False
-        return True
 
     def _check_sqlite(self) -> None:
         """Miss a transaction that was ended, outside of which savepoints work too."""
@@ -356,12 +395,22 @@ class SharedConnection:
             self._fail()
 
     def _execute(self, statement: str) -> list[Any]:
-        cursor = self.driver.cursor()
+        with self._in_driver():
+            cursor = self.driver.cursor()
+            try:
+                cursor.execute(statement)
+                return [*cursor.fetchall()] if cursor.description else []
+            finally:
+                cursor.close()
+
+    @contextmanager
+    def _in_driver(self) -> Generator[None]:
+        """Note that the driver executes something, and so can't begin anything else."""
+        before, self.executing = self.executing, True
         try:
-            cursor.execute(statement)
-            return [*cursor.fetchall()] if cursor.description else []
+            yield
         finally:
-            cursor.close()
+            self.executing = before
 
     def run(
         self, one: StandIn, statement: Statement, call: Callable[[], T], *, whole: bool
@@ -380,7 +429,8 @@ class SharedConnection:
         if self.database == "postgresql":
             self.savepoints.set_for_statement(one)
         try:
-            result = call()
+            with self._in_driver():
+                result = call()
         except BaseException as error:
             self.note_error(error)
             with suppress(IsolationError):  # the user sees the driver's own error

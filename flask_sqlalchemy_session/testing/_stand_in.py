@@ -26,8 +26,11 @@ T = TypeVar("T")
 _EXECUTING = ("call", "copy", "execute", "fetch", "mogrify_", "run_async", "stream")
 _REFUSED = words(
     "backup blobopen change_user cmd_change_user cmd_query cmd_reset_connection "
-    "pipeline query reset reset_session set_session tpc_begin tpc_commit tpc_prepare "
-    "tpc_rollback transaction xa"
+    "notifies pipeline query reset reset_session set_session tpc_begin tpc_commit "
+    "tpc_prepare tpc_rollback transaction xa"
+)
+_REFUSED_OF_ASYNC = _REFUSED | words(
+    "begin close commit cursor rollback set_autocommit terminate"
 )
 _NEEDS_NO_TRANSACTION = re.compile(
     r"\b(?:inside|within) (?:a )?transaction\b|invalid transaction termination"
@@ -83,9 +86,9 @@ class StandIn(Transaction):
 
     def refuse(self, name: str) -> NoReturn:
         raise IsolationError(
-            f"{name}() of a driver connection would end or nest the transaction that "
-            "isolate() keeps open. Use the session's or the engine's begin(), commit() "
-            "and rollback() instead. [driver-transaction]"
+            f"{name}() of a driver connection would end, nest or keep what isolate() "
+            "needs: its transaction, or the connection that all share. Use the "
+            "session's or the engine's methods instead. [driver-transaction]"
         )
 
     # What sets the mode: attributes of some drivers, methods of others.
@@ -163,7 +166,8 @@ class StandIn(Transaction):
     def begin(self, *_: object) -> None:
         self.run("BEGIN", lambda: None)
 
-    start_transaction = begin
+    def start_transaction(self, *_: object, readonly: object = None, **__: Any) -> None:
+        self.run(f"BEGIN {'READ ONLY' if readonly else ''}", lambda: None)
 
     def commit(self) -> None:
         with self.shared.lock:
@@ -178,7 +182,9 @@ class StandIn(Transaction):
 
     def rollback(self) -> None:
         with self.shared.lock:
-            if not self.shared.ended and self.shared.broken is None:
+            if self.shared.executing:  # by this thread: the collector comes in between
+                self.shared.abandoned.append(self)
+            elif not self.shared.ended and self.shared.broken is None:
                 self._end(self.shared.savepoints.rollback)
 
     def _end(self, how: Callable[[Transaction], None]) -> None:
@@ -302,7 +308,7 @@ class StandIn(Transaction):
             return False
         return self.mode is Mode.AUTOCOMMIT or not statement.is_dml
 
-    def _control(self, statement: Statement) -> bool:  # noqa: C901  # a table
+    def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0911, PLR0912  # a table
         """Do what a statement about the transaction or its settings asks for.
 
         :return: whether it is done.
@@ -329,24 +335,25 @@ class StandIn(Transaction):
                     "Inside isolate() no transaction can be prepared for a commit in "
                     "two phases. Leave out 'twophase=True' in tests. [two-phase]"
                 )
-            case ["COMMIT" | "END", *_]:
+            case ["COMMIT" | "END", *rest]:
                 self._check_begun("commit")
                 self.commit()
+                self.begun = "CHAIN" in rest and "NO" not in rest
             case ["ROLLBACK" | "ABORT", *rest] if "TO" not in rest:
                 self._check_begun("rollback")
                 self.rollback()
+                self.begun = "CHAIN" in rest and "NO" not in rest
+            case ["PRAGMA", "SYNCHRONOUS" | "TEMP_STORE", _, *_]:
+                pass  # refused in a transaction; no row depends on it
             case ["SAVEPOINT" | "RELEASE" | "ROLLBACK", *_]:
                 return self._control_savepoint(statement)
             case ["SET", "TRANSACTION", *_] if not self.savepoints:
                 statement.refuse_read_only()
                 self.begun = True
-            case ["SET", "AUTOCOMMIT" | "@@AUTOCOMMIT", value, *_] | [
-                "SET",
-                "SESSION" | "@@SESSION",
-                "AUTOCOMMIT",
-                value,
-                *_,
-            ] if database == "mysql":
+            case ["SET", *_] if database == "mysql":
+                value = statement.autocommit()
+                if value is None:
+                    return False
                 self.set_autocommit(value in _ON)
             case _:
                 return False
@@ -358,17 +365,25 @@ class StandIn(Transaction):
         numbers = [
             number for number, (own, _) in enumerate(self.savepoints) if own == name
         ]
+        # Outside of a transaction it begins one in SQLite, and here in autocommit.
+        is_outermost = name == self.outermost and len(numbers) == 1
         if verb == "SAVEPOINT" and not self.failed:
             if not self.begun and self.mode is not Mode.TRANSACTION:
                 self.outermost = name
+            if self.shared.database == "mysql":  # the new one takes the old one's place
+                for number in numbers:
+                    self.savepoints[number] = ("", self.savepoints[number][1])
             savepoints.enter(self)
             savepoints.set(self, name)
         elif verb == "ROLLBACK" and numbers:
             savepoints.rollback_to(self, numbers[-1])
             self.failed = False
+            if is_outermost and not self._is_sqlite:  # which keeps it, and goes on
+                self.rollback()
+                return True
         elif verb == "RELEASE" and numbers and not self.failed:
             savepoints.release(self, numbers[-1])
-            if name == self.outermost and self._is_sqlite:
+            if is_outermost:
                 self.commit()
                 return True
         else:
@@ -430,7 +445,7 @@ class AsyncDriverConnection:
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        if name in _REFUSED or name.startswith(_EXECUTING):
+        if name in _REFUSED_OF_ASYNC or name.startswith(_EXECUTING):
             self._stand_in.refuse(name)
         return getattr(self._connection, name)
 

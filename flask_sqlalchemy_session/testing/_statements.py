@@ -11,11 +11,13 @@ MYSQL = frozenset({"mysql", "mariadb"})
 
 _STRING = r"'(?:[^']|'')*'"
 _ESCAPED = r"'(?:[^'\\]|''|\\.)*'"
+_QUOTED = r'"(?:[^"\\]|""|\\.)*"'
 _IDENTIFIER = r'"[^"]*"|`[^`]*`|\[\w*\]'
 _COMMENT = r"--[^\n]*|/\*.*?\*/"
 _HIDDEN = {
     # MySQL executes what is between `/*!50000` and `*/`.
-    True: rf"{_ESCAPED}|{_IDENTIFIER}|--(?=\s)[^\n]*|#[^\n]*|/\*M?!\d*|/\*.*?\*/|\*/",
+    True: rf"{_ESCAPED}|{_QUOTED}|{_IDENTIFIER}|"
+    r"--(?=\s)[^\n]*|#[^\n]*|/\*M?!\d*|/\*.*?\*/|\*/",
     False: rf"\b[eE]{_ESCAPED}|{_STRING}|\$(\w*)\$.*?\$\1\$|{_IDENTIFIER}|{_COMMENT}",
 }
 
@@ -24,6 +26,9 @@ _CHANGE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|INTO)\b", re.IGNORECASE)
 _LOCKING = re.compile(r"\bFOR\s+(?:NO\s+KEY\s+)?UPDATE\b", re.IGNORECASE)
 _BEGIN = re.compile(r"\bBEGIN\b", re.IGNORECASE)
 _READ_ONLY = re.compile(r"\bREAD\s+ONLY\b", re.IGNORECASE)
+_AUTOCOMMIT = re.compile(
+    r"(?<!GLOBAL\.)(?<!GLOBAL )\bautocommit\s*:?=\s*(\w+)", re.IGNORECASE
+)
 _CALL = re.compile(r"(\w+)\s*\(")
 _COMMITS_IN_BLOCK = re.compile(
     r"\b(?:COMMIT|ROLLBACK|START|CREATE|ALTER|DROP|TRUNCATE|RENAME|LOCK)\b",
@@ -107,6 +112,19 @@ class Statement:
                 "sessions of an engine share one transaction. [begin-read-only]"
             )
 
+    def autocommit(self) -> str | None:
+        """Return what a SET of MySQL sets autocommit to, if it does.
+
+        :raises IsolationError: when it sets something else, too.
+        """
+        found = _AUTOCOMMIT.search(self.bare)
+        if found is not None and "," in self.bare:
+            raise IsolationError(
+                "Inside isolate() autocommit can't be set in one statement with "
+                "something else. Set it alone. [set-autocommit]"
+            )
+        return None if found is None else found[1].upper()
+
     def writes(self) -> bool:
         """Tell whether it may change something. In doubt it does."""
         return any(self._writes(part) for part in self.parts) or not self.parts
@@ -117,6 +135,8 @@ class Statement:
             return "=" in part
         if words[0] == "EXPLAIN" and not re.search(r"(?i)\bANALYZE\b", part):
             return False
+        if words[:2] == ["SET", "STATEMENT"]:
+            return _CHANGE.search(part) is not None
         if words[0] in _READS:
             return _CHANGE.search(_LOCKING.sub("", part)) is not None
         return words[0] not in _READS_ON.get(self.database, ())
@@ -134,7 +154,7 @@ class Statement:
                 return False
             case ["ANALYZE", *rest]:
                 return "TABLE" in rest
-            case ["BEGIN", "NOT", "ATOMIC", *_]:
+            case ["BEGIN", "NOT", "ATOMIC", *_] | ["SET", "STATEMENT", *_]:
                 return _COMMITS_IN_BLOCK.search(self.bare, 5) is not None
             case [first, *rest]:
                 password = first == "SET" and rest[:1] == ["PASSWORD"]

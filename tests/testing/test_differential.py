@@ -9,6 +9,7 @@ With `-v` pytest counts for each driver what was the same and what was refused.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sqlite3
 import sys
@@ -37,7 +38,13 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    sessionmaker,
+)
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from flask_sqlalchemy_session import FlaskScopedSession
@@ -969,6 +976,174 @@ def an_async_drivers_own_connection(shop: Shop) -> object:
     return shop.names()
 
 
+@scenario()
+def a_script_by_a_cursor_of_sqlite3(shop: Shop) -> object:
+    if shop.engine.driver != "pysqlite":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.raw.cursor().executescript("INSERT INTO users (name) VALUES ('bob');")
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario(refused=("postgresql", "sqlite", "mysql"))
+def an_async_drivers_own_commit(shop: Shop) -> object:
+    if not shop.engine.dialect.is_async or shop.engine.driver == "asyncpg":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        await_only(shop.raw.commit())
+    return shop.names()
+
+
+@scenario(refused=("mysql",))
+def autocommit_among_other_settings(shop: Shop) -> object:
+    if shop.database != "mysql":
+        return None
+    seen = []
+    for setting in (
+        "@@local.autocommit = 1",
+        "LOCAL autocommit = 1",
+        "sql_mode = '', autocommit = 1",
+    ):
+        with shop.app.app_context():
+            shop.session.execute(text(f"SET {setting}"))
+            shop.add("ann")
+            shop.session.rollback()
+            seen.append(shop.names())
+            shop.session.execute(text("SET autocommit = 0"))
+    return seen
+
+
+@scenario()
+def a_setting_for_one_statement(shop: Shop) -> object:
+    if shop.database != "mysql":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.commit()
+        shop.session.execute(
+            text("SET STATEMENT max_statement_time = 5 FOR UPDATE users SET name = 'x'")
+        )
+        shop.other.scalars(select(User.id)).all()
+        shop.other.rollback()
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def a_savepoint_in_autocommit(shop: Shop) -> object:
+    if shop.database != "sqlite":
+        return None  # others have none there, which the block does not tell
+    with shop.engine.connect().execution_options(
+        isolation_level="AUTOCOMMIT"
+    ) as connection:
+        with connection.begin_nested():
+            connection.execute(insert(User).values(name="ann"))
+        connection.execute(insert(User).values(name="bob"))
+        connection.rollback()
+    return shop.names()
+
+
+@scenario()
+def what_comes_after_a_savepoint_in_autocommit(shop: Shop) -> object:
+    if shop.database != "mysql" or shop.engine.dialect.is_async:
+        return None
+    with shop.engine.connect().execution_options(
+        isolation_level="AUTOCOMMIT"
+    ) as connection:
+        with suppress(DBAPIError), connection.begin_nested():
+            connection.execute(insert(User).values(name="ann"))
+        connection.execute(insert(User).values(name="bob"))
+        connection.rollback()
+    return shop.names()
+
+
+@scenario()
+def rows_that_are_none(shop: Shop) -> object:
+    if shop.engine.driver != "pysqlite":
+        return None
+    with shop.app.app_context():
+        raw = shop.raw
+        raw.row_factory = lambda _, row: row[0]
+        try:
+            query = "SELECT 1 UNION ALL SELECT NULL UNION ALL SELECT 3"
+            one_by_one = [*raw.cursor().execute(query)]
+            return one_by_one, raw.cursor().execute(query).fetchall()
+        finally:
+            raw.row_factory = None
+
+
+@scenario()
+def a_chain_of_transactions(shop: Shop) -> object:
+    if shop.database == "sqlite" or shop.engine.dialect.is_async:
+        return None
+    with shop.engine.connect().execution_options(
+        isolation_level="AUTOCOMMIT"
+    ) as connection:
+        for statement in ("BEGIN", INSERT_ANN, "COMMIT AND CHAIN", INSERT_ANN):
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("ROLLBACK")
+    return shop.names()
+
+
+@scenario()
+def a_savepoint_with_the_name_of_another(shop: Shop) -> object:
+    if shop.engine.dialect.is_async:
+        return None
+    seen = []
+    with shop.app.app_context():
+        raw = shop.raw
+        raw.rollback()
+        for number, statement in enumerate(
+            [
+                *("SAVEPOINT a", "", "SAVEPOINT a", "", "ROLLBACK TO SAVEPOINT a", ""),
+                *("RELEASE SAVEPOINT a", "", "ROLLBACK TO SAVEPOINT a", ""),
+            ]
+        ):
+            insertion = INSERT_ANN.replace("ann", str(number))
+            seen.append(outcome(raw.cursor().execute, statement or insertion))
+        raw.commit()
+    return [each for each in seen if isinstance(each, type)], shop.names()
+
+
+@scenario()
+def a_string_with_a_quote_that_is_escaped(shop: Shop) -> object:
+    if shop.database != "mysql":
+        return None
+    with shop.app.app_context():
+        connection = shop.session.connection()
+        connection.exec_driver_sql('INSERT INTO users (name) VALUES ("it\\"s; COMMIT")')
+        shop.session.commit()
+    return shop.names()
+
+
+@scenario()
+def a_cursor_that_was_closed(shop: Shop) -> object:
+    if shop.engine.driver != "psycopg2":
+        return None
+    with shop.app.app_context():
+        cursor = shop.raw.cursor()
+        cursor.execute("SELECT 1")
+        cursor.close()
+        failed = outcome(cursor.execute, "SELECT 2")
+        shop.add("ann")
+        shop.session.commit()
+    return failed, shop.names()
+
+
+@scenario(refused=("mysql",))
+def a_read_only_transaction_of_the_driver(shop: Shop) -> object:
+    if shop.engine.driver != "mysqlconnector":
+        return None
+    with shop.app.app_context():
+        raw = shop.raw
+        raw.rollback()
+        raw.start_transaction(readonly=True)
+        return shop.session.scalar(text("SELECT 1"))
+
+
 def outcome(function: Callable[..., object], *arguments: object) -> object:
     """Return what a function returns, or the class of the error that it raises."""
     try:
@@ -1035,6 +1210,61 @@ def test_two_engines_of_one_database_see_each_other(engine: Engine) -> None:
         assert do(engine, use) == [["ann"], ["bob"]]
     do(engine, second.dispose)
     assert do(engine, stored, engine) == 0
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg"], indirect=True)
+def test_two_engines_of_one_address_that_lead_elsewhere_are_refused(
+    engine: Engine,
+) -> None:
+    elsewhere = create_engine(
+        engine.url, connect_args={"options": "-csearch_path=elsewhere"}
+    )
+    shop = Shop(engine)
+    stats = FlaskScopedSession(sessionmaker(elsewhere), shop.app, name="stats")
+    with isolate(shop.session, stats), shop.app.app_context():
+        shop.add("ann")
+        with pytest.raises(IsolationError, match=r"elsewhere.* instead of .*public"):
+            stats.execute(text("SELECT 1"))
+        shop.session.commit()
+        assert shop.names() == ["ann"]
+    with shop.app.app_context():
+        assert stats.scalar(text("SHOW search_path")) == "elsewhere"
+    assert stored(engine) == 0
+    elsewhere.dispose()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.leaks
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("url", ["postgresql+psycopg"], indirect=True)
+def test_a_session_that_is_collected_within_a_statement_is_rolled_back_after_it(
+    engine: Engine,
+) -> None:
+    from psycopg.adapt import Dumper  # noqa: PLC0415  # it may not be installed
+
+    class Name:
+        """A parameter, whose value the driver asks for while it executes."""
+
+    class NameDumper(Dumper):
+        def dump(self, obj: object) -> bytes:
+            gc.collect()
+            return b"ann"
+
+    def leak() -> None:
+        leaked = Session(engine)
+        leaked.scalars(select(User.id)).all()
+        leaked.info["itself"] = leaked
+
+    shop = Shop(engine)
+    with isolate(shop.session):
+        with shop.app.app_context():
+            leak()
+            cursor = shop.raw.cursor()
+            cursor.adapters.register_dumper(Name, NameDumper)
+            cursor.execute("INSERT INTO users (name) VALUES (%s)", [Name()])
+            shop.session.commit()
+        assert shop.names() == ["ann"]
+    assert stored(engine) == 0
 
 
 ACTIONS = ["read", "write", "write", "fail", "fail inside", "commit", "roll back"]
@@ -1187,6 +1417,23 @@ class TestMariaDB:
             shop.session.execute(text("CALL commits()"))
             with pytest.raises(IsolationError, match="CALL"):
                 shop.session.commit()
+
+    def test_reads_the_rows_of_a_procedure_in_parts(self, engine: Engine) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("DROP PROCEDURE IF EXISTS three_rows"))
+            connection.execute(
+                text(
+                    "CREATE PROCEDURE three_rows() "
+                    "SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3"
+                )
+            )
+        shop = Shop(engine)
+        with isolate(shop.session), shop.app.app_context():
+            cursor = shop.raw.cursor()
+            cursor.callproc("three_rows")
+            assert [*cursor.fetchmany(1)] == [(1,)]
+            assert cursor.fetchone() == (2,)
+            assert [*cursor.fetchall()] == [(3,)]
 
     def test_tells_of_tables_without_transactions(self, engine: Engine) -> None:
         with engine.begin() as connection:

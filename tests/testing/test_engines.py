@@ -50,6 +50,28 @@ def stored(engine: Engine) -> int:
         return connection.scalars(select(func.count()).select_from(User)).one()
 
 
+def test_a_listener_of_every_engine_may_set_how_sqlite_writes(
+    app: Flask, tmp_path: Path
+) -> None:
+    def set_pragmas(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA temp_store = MEMORY")
+
+    event.listen(Engine, "connect", set_pragmas)
+    try:
+        engine = create_engine(f"sqlite:///{tmp_path}/quick.sqlite3")
+        Base.metadata.create_all(engine)
+        session = FlaskScopedSession(sessionmaker(engine), app)
+        with isolate(session), app.app_context():
+            session.add(User(name="ann"))
+            session.commit()
+            assert session.scalar(text("PRAGMA synchronous")) == 1
+        assert stored(engine) == 0
+        engine.dispose()
+    finally:
+        event.remove(Engine, "connect", set_pragmas)
+
+
 def test_an_engine_that_a_sessionmaker_names_is_taken_over_at_the_beginning(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine
 ) -> None:
