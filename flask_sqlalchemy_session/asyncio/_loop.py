@@ -207,8 +207,8 @@ class _OneLoop:
                 raise RuntimeError(
                     f"{function!r} was called through "
                     "'app.async_to_sync' or 'app.ensure_sync' on the event loop that "
-                    "would have to run it while it waits. Await it instead. "
-                    "[waits-for-itself]"
+                    "would have to run it while it waits. Await it instead, or call "
+                    "it in 'asyncio.to_thread'. [waits-for-itself]"
                 )
             return call(loop, partial(tracked, *args, **kwargs))
 
