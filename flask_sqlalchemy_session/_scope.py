@@ -107,7 +107,9 @@ class Holder:
         holders = (self, *self.others)
         return [each for each in holders if each.closer is not None and not each.left]
 
-    def end(self, deadline: float, *, through_owner: bool) -> None:
+    def end(
+        self, deadline: float, *, through_owner: bool, seconds: float | None
+    ) -> None:
         """Let the owner remove the session, and close what that has not closed."""
         try:
             if through_owner and self.registry is not None:
@@ -118,9 +120,6 @@ class Holder:
             # Another thread is inside the session, which is waited for.
         finally:
             if self.closer is not None:
-                # A finaliser may end another context than the current one, at any point
-                # of any thread, also of one that holds what others need to go on.
-                seconds = None if through_owner else SECONDS_TO_WAIT
                 self.close_when_idle(deadline, seconds=seconds)
 
     def close_when_idle(self, deadline: float, *, seconds: float | None = None) -> None:
@@ -284,6 +283,9 @@ def release(context: AppContext) -> None:
         return
     # What the owners' `remove` acts on is the current one.
     through_owners = context is find_context()
+    # A finaliser may end another one, at any point of any thread, also of one that
+    # holds what others need to go on.
+    seconds = None if through_owners else SECONDS_TO_WAIT
     deadline = time.monotonic() + SECONDS_TO_WAIT
     errors: list[BaseException] = []
     turn = 0
@@ -292,7 +294,11 @@ def release(context: AppContext) -> None:
             scope[_SEALED] = True
         for holder in holders:
             try:
-                holder.end(deadline, through_owner=through_owners and not turn)
+                holder.end(
+                    deadline,
+                    through_owner=through_owners and not turn,
+                    seconds=seconds,
+                )
             except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
                 errors.append(error)
         turn += 1

@@ -136,7 +136,7 @@ def test_an_error_handler_has_the_error_at_hand(
     @app.errorhandler(LookupError)
     async def on_lookup_error(error: LookupError) -> str:
         assert sys.exc_info()[1] is error
-        told.append(traceback.format_exc())
+        told.append("".join(traceback.format_exception(error)))
         with pytest.raises(ValueError, match="not ours") as caught:
             raise ValueError("not ours")
         assert caught.value.__context__ is error
