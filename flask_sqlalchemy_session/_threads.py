@@ -26,17 +26,14 @@ def end_use(session: Session, threads: Collection[int]) -> None:
     """Let a session refuse statements, once no other thread is inside it.
 
     :param threads: those that were given the session.
-    :raises IllegalStateChangeError: while one is inside it.
+    :raises IllegalStateChangeError: while one is inside it. It may refuse statements
+        all the same, until :func:`allow_use`.
     """
     _check(session, threads)
     # Each statement asks for it, and before it has a connection. A thread that asked
     # earlier is found by the second check.
     vars(session).setdefault("get_bind", _refuse)
-    try:
-        _check(session, threads)
-    except IllegalStateChangeError:
-        allow_use(session)
-        raise
+    _check(session, threads)
 
 
 def allow_use(session: Session) -> None:
