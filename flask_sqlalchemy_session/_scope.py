@@ -148,7 +148,6 @@ class Holder:
         """Close the session, if that is still to be done.
 
         :param seconds: how long to wait for an event loop that closes it.
-
         :raises IllegalStateChangeError: while another thread is inside the session. It
             stays as it was.
         :raises BaseException: what closing raised. Every connection was given back.
@@ -236,6 +235,7 @@ def _warn(holders: list[Holder]) -> None:
 
 def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
     """Let a context hold a session, which no use of it finds yet."""
+    allow_use(session)  # a factory may return one that was closed, again
     holder = Holder(registry, session, app, _RELEASED in scope)
     first: Holder = scope.setdefault(_FIRST, holder)
     if first is not holder:

@@ -321,6 +321,22 @@ def test_the_thread_that_made_a_session_is_not_waited_for_in_work_of_its_own(
 
 
 @on_sqlite
+def test_a_session_that_a_factory_returns_again_is_used_again(
+    app: Flask, engine: Engine
+) -> None:
+    again = Session(engine)
+    shared = FlaskScopedSession(lambda: again, app, name="again")
+    worker = Worker(engine)
+    for _ in range(2):
+        with app.app_context():
+            assert shared() is again
+            job = worker.start(lambda: shared.scalar(text("SELECT 1")))
+            assert job.result(30) == 1
+    with app.app_context():
+        assert shared.scalar(text("SELECT 2")) == 2
+
+
+@on_sqlite
 def test_a_thread_that_comes_too_late_is_told(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine
 ) -> None:
@@ -339,7 +355,7 @@ def test_a_thread_that_comes_too_late_is_told(
             job = pool.submit(variables.run, lambda: session().execute(statement()))
             assert found.wait(30)
         ended.set()
-        with pytest.raises(InvalidRequestError, match=r"its context has ended"):
+        with pytest.raises(InvalidRequestError, match="its context has ended"):
             job.result(30)
     assert held.count == 0
 
