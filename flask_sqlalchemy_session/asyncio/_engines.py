@@ -61,9 +61,9 @@ def _leave_to_its_loop(entry: ConnectionPoolEntry) -> None:
 
     :raises DisconnectionError: which makes the pool connect anew.
     """
-    connection, here = entry.dbapi_connection, asyncio.get_running_loop()
-    loop: asyncio.AbstractEventLoop = entry.info.setdefault(_LOOP, here)
-    if loop is not here:
+    connection = entry.dbapi_connection
+    loop: asyncio.AbstractEventLoop | None = entry.info.get(_LOOP)
+    if loop is not None and loop is not asyncio.get_running_loop():
         if connection is not None and loop.is_running():
             entry.dbapi_connection = None  # type: ignore[misc]  # ty: ignore[missing-slot]  # as above
             closing = greenlet_spawn(connection.close)
@@ -85,6 +85,9 @@ def _connect_apart(
     """
     if not dialect.is_async or getcurrent().parent is None:
         return None
+    # Those of aiosqlite work on any loop, and one may have its database in memory.
+    if dialect.driver != "aiosqlite":
+        entry.info[_LOOP] = asyncio.get_running_loop()
     # The application's own listeners may need the context.
     for listener in dialect.dispatch.do_connect:  # ty: ignore[missing-union-attribute]  # it has every event's name
         if listener is not _connect_apart:
