@@ -96,8 +96,7 @@ class StandInCursor:
         return self
 
     def __next__(self) -> Any:
-        rows = [] if self._rows is None else self._take(1)
-        if not rows:
+        if self._rows is None or not (rows := self._take(1)):
             raise StopIteration
         return rows[0]
 
