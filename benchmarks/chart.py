@@ -20,21 +20,22 @@ def chart(suite: BenchmarkSuite) -> str:
     for row in (POSTGRESQL, SQLITE):
         y += LINE
         parts.append(f'<text class="head" x="0" y="{y}">{row}</text>')
-        costs = {
+        benchmarks = {
             name: suite.get_benchmark(cell(row, name))
             for name in (OURS, *PEERS, *FLOORS)
             if cell(row, name) in suite.get_benchmark_names()
         }
-        names = sorted(costs, key=lambda name: costs[name].median())
+        names = sorted(benchmarks, key=lambda name: benchmarks[name].median())
+        most = benchmarks[names[-1]].median()
         for name in names:
             y += LINE
-            width = round(costs[name].median() / costs[names[-1]].median() * SCALE)
+            width = round(benchmarks[name].median() / most * SCALE)
             kind = "session" if name == OURS else "other"
             parts.append(
                 f'<text x="{LEFT - 8}" y="{y}" text-anchor="end">{name}</text>'
                 f'<rect class="{kind}" x="{LEFT}" y="{y - 12}" width="{width}" '
                 f'height="15"/><text x="{LEFT + width + 6}" y="{y}">'
-                f"{amount(costs[name])}</text>"
+                f"{amount(benchmarks[name])}</text>"
             )
         y += LINE
     return (

@@ -169,12 +169,14 @@ class Contestant(NamedTuple):
 
 PEERS = {
     "Flask-SQLAlchemy": Contestant(flask_sqlalchemy, "db.session()", "db.session"),
-    "Flask-SQLAlchemy-Lite": Contestant(flask_sqlalchemy_lite, *["db.session"] * 2),
-    "Advanced Alchemy": Contestant(
-        advanced_alchemy, *["alchemy.get_sync_session()"] * 2
+    "Flask-SQLAlchemy-Lite": Contestant(
+        flask_sqlalchemy_lite, "db.session", "db.session"
     ),
-    "Alchemical": Contestant(alchemical, *["db.session"] * 2),
-    "svcs": Contestant(services, *["svcs.flask.get(Session)"] * 2),
+    "Advanced Alchemy": Contestant(
+        advanced_alchemy, "alchemy.get_sync_session()", "alchemy.get_sync_session()"
+    ),
+    "Alchemical": Contestant(alchemical, "db.session", "db.session"),
+    "svcs": Contestant(services, "svcs.flask.get(Session)", "svcs.flask.get(Session)"),
 }
 FLOORS = {
     BY_THREAD: Contestant(plain_scoped_session, "session()", "session"),
