@@ -66,7 +66,7 @@ def _check(session: Session, threads: Collection[int]) -> None:
             )
 
 
-def _is_inside(session: Session, top: FrameType | None, was_given: bool) -> bool:
+def _is_inside(session: Session, frame: FrameType | None, was_given: bool) -> bool:
     """Tell whether a thread is in SQLAlchemy's code on behalf of a session.
 
     Rows are read, and a connection is used, without the session that they are from. So
@@ -74,7 +74,6 @@ def _is_inside(session: Session, top: FrameType | None, was_given: bool) -> bool
     or an engine's that connects.
     """
     inside = others = False
-    frame = top
     while frame is not None:
         if str(frame.f_globals.get("__name__")).startswith("sqlalchemy."):
             inside = True

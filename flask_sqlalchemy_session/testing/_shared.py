@@ -146,12 +146,9 @@ class SharedConnection:
         query = _WHERE.get(self.database)
         if query is None or isinstance(driver, StandIn):
             return []
-        cursor = driver.cursor()
         try:
-            cursor.execute(query)
-            return [*map(str, cursor.fetchall()[0])]
+            return [*map(str, self._execute(query, driver)[0])]
         finally:
-            cursor.close()
             driver.rollback()  # the transaction that this may have begun
 
     def _mode_of(self, driver: DBAPIConnection) -> Mode:
@@ -394,9 +391,11 @@ class SharedConnection:
             self.check()
             self._fail()
 
-    def _execute(self, statement: str) -> list[Any]:
+    def _execute(
+        self, statement: str, driver: DBAPIConnection | None = None
+    ) -> list[Any]:
         with self._in_driver():
-            cursor = self.driver.cursor()
+            cursor = (self.driver if driver is None else driver).cursor()
             try:
                 cursor.execute(statement)
                 return [*cursor.fetchall()] if cursor.description else []

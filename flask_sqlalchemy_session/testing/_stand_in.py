@@ -308,7 +308,7 @@ class StandIn(Transaction):
             return False
         return self.mode is Mode.AUTOCOMMIT or not statement.is_dml
 
-    def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0911, PLR0912  # a table
+    def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0912  # a table
         """Do what a statement about the transaction or its settings asks for.
 
         :return: whether it is done.
@@ -335,14 +335,14 @@ class StandIn(Transaction):
                     "Inside isolate() no transaction can be prepared for a commit in "
                     "two phases. Leave out 'twophase=True' in tests. [two-phase]"
                 )
-            case ["COMMIT" | "END", *rest]:
+            case ["COMMIT" | "END", *_]:
                 self._check_begun("commit")
                 self.commit()
-                self.begun = "CHAIN" in rest and "NO" not in rest
+                self.begun = statement.chains
             case ["ROLLBACK" | "ABORT", *rest] if "TO" not in rest:
                 self._check_begun("rollback")
                 self.rollback()
-                self.begun = "CHAIN" in rest and "NO" not in rest
+                self.begun = statement.chains
             case ["PRAGMA", "SYNCHRONOUS" | "TEMP_STORE", _, *_]:
                 pass  # refused in a transaction; no row depends on it
             case ["SAVEPOINT" | "RELEASE" | "ROLLBACK", *_]:
@@ -350,10 +350,7 @@ class StandIn(Transaction):
             case ["SET", "TRANSACTION", *_] if not self.savepoints:
                 statement.refuse_read_only()
                 self.begun = True
-            case ["SET", *_] if database == "mysql":
-                value = statement.autocommit()
-                if value is None:
-                    return False
+            case ["SET", *_] if (value := statement.autocommit()) is not None:
                 self.set_autocommit(value in _ON)
             case _:
                 return False

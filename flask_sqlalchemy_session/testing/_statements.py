@@ -86,6 +86,11 @@ class Statement:
     def is_dml(self) -> bool:
         return bool(self.words) and self.words[0] in _DML
 
+    @property
+    def chains(self) -> bool:
+        """Whether it ends a transaction and begins the next one."""
+        return "CHAIN" in self.words and "NO" not in self.words
+
     def controlling_part(self) -> str | None:
         """Return what one of several does to the transaction, if one does."""
         # Bodies consist of statements, those of triggers and functions too.
@@ -117,7 +122,7 @@ class Statement:
 
         :raises IsolationError: when it sets something else, too.
         """
-        found = _AUTOCOMMIT.search(self.bare)
+        found = _AUTOCOMMIT.search(self.bare) if self.database == "mysql" else None
         if found is not None and "," in self.bare:
             raise IsolationError(
                 "Inside isolate() autocommit can't be set in one statement with "

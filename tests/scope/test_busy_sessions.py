@@ -89,6 +89,13 @@ def invalidated_by(engine: Engine) -> list[object]:
     return invalidated
 
 
+def executed_by(engine: Engine) -> list[bool]:
+    """One for each statement that was executed to its end."""
+    executed: list[bool] = []
+    event.listen(engine, "after_cursor_execute", lambda *_: executed.append(True))
+    return executed
+
+
 def wait_for_the_pool(engine: Engine) -> None:
     assert isinstance(engine.pool, QueuePool)
     deadline = time.monotonic() + 20
@@ -154,8 +161,7 @@ def test_who_ends_the_context_of_another_thread_waits_for_its_statement(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
 ) -> None:
     gate = Gate(engine, "before_cursor_execute", seconds=0.3)
-    executed: list[bool] = []
-    event.listen(engine, "after_cursor_execute", lambda *_: executed.append(True))
+    executed = executed_by(engine)
     context = app.app_context()
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(push_and_query, context, session)
@@ -211,8 +217,7 @@ def test_a_busy_thread_is_waited_for_among_many_that_share_another_session(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
 ) -> None:
     gate = Gate(engine, "before_cursor_execute")
-    executed: list[bool] = []
-    event.listen(engine, "after_cursor_execute", lambda *_: executed.append(True))
+    executed = executed_by(engine)
     many = 1100
     together = threading.Barrier(many)
 

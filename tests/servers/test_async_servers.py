@@ -72,13 +72,8 @@ def database(postgresql_url: str) -> Iterator[Engine]:
 
 
 GUNICORN = [
-    *["gunicorn", "tests.servers.async_ledger:app"],
-    *[
-        "--config",
-        str(Path(__file__).with_name("async_gunicorn_conf.py")),
-        "--bind",
-        "fd://{fd}",
-    ],
+    *("gunicorn", "tests.servers.async_ledger:app", "--bind", "fd://{fd}"),
+    *("--config", str(Path(__file__).with_name("async_gunicorn_conf.py"))),
 ]
 # Which server is called how. The names of the others are an adapter's, too.
 ASGI = {
