@@ -70,13 +70,15 @@ def make_engine(
     return create_engine(server_url(drivername, request), poolclass=NullPool)
 
 
-slept = threading.Event()
+sleeping, waken, slept = threading.Event(), threading.Event(), threading.Event()
 
 
 def add_sleep(connection: Any, _: object) -> None:
     def sleep(seconds: float) -> int:
         slept.clear()
-        time.sleep(seconds)
+        waken.clear()
+        sleeping.set()
+        waken.wait(seconds)
         slept.set()
         return 0
 
@@ -86,6 +88,7 @@ def add_sleep(connection: Any, _: object) -> None:
 @pytest.fixture(params=DRIVERS)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     engine = make_engine(request.param, request, tmp_path)
+    sleeping.clear()
     yield engine
     engine.dispose()
 
@@ -149,6 +152,7 @@ def test_the_end_waits_for_a_statement_of_another_thread(
 
 on_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 SLEEP = SLOW["sqlite"]
+LONG_SLEEP = text("SELECT sleep(30)")  # for a test that wakens it
 
 
 @on_sqlite
@@ -158,9 +162,11 @@ def test_removing_a_session_under_a_statement_is_refused_and_leaves_it(
     held, worker = Held(engine), Worker(engine)
     with app.app_context():
         before = session()
-        future = worker.start(lambda: session.execute(SLEEP).scalar_one())
+        future = worker.start(lambda: session.execute(LONG_SLEEP).scalar_one())
+        assert sleeping.wait(30)
         with pytest.raises(IllegalStateChangeError, match="executes a statement"):
             session.remove()
+        waken.set()
         future.result(30)
         assert session() is before
         session.execute(text("SELECT 1"))
@@ -176,7 +182,7 @@ def test_what_a_thread_does_after_a_refused_removal_is_stored(
 
     def job() -> None:
         session.execute(text("INSERT INTO written VALUES (1)"))
-        session.execute(SLEEP)
+        session.execute(LONG_SLEEP)
         session.commit()
 
     with engine.begin() as connection:
@@ -184,9 +190,10 @@ def test_what_a_thread_does_after_a_refused_removal_is_stored(
     with app.app_context():
         session()
         future = worker.start(job)
-        time.sleep(0.1)
+        assert sleeping.wait(30)
         with pytest.raises(IllegalStateChangeError):
             session.remove()
+        waken.set()
         future.result(30)
         session.remove()
         assert session.execute(written).scalar_one() == 1
@@ -252,7 +259,6 @@ def test_a_thread_that_reads_rows_is_waited_for(
 ) -> None:
     worker = Worker(engine)
     numbers = text("SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT sleep(0.3)")
-    second = threading.Event()
 
     def job() -> list[int]:
         found = []
@@ -261,15 +267,13 @@ def test_a_thread_that_reads_rows_is_waited_for(
             with app.app_context():  # on to another session, and back
                 stats.execute(text("SELECT 1"))
             found.append(row)
-            second.set()
         return found
 
     with app.app_context():
         session()
         rollbacks = rollbacks_after_sleep(engine)
         future = worker.start(job)
-        assert second.wait(30)
-        time.sleep(0.1)
+        assert sleeping.wait(30)
     assert rollbacks == [True]
     assert future.result(30) == [1, 2, 0]
 
@@ -287,15 +291,14 @@ def test_the_thread_that_made_a_session_is_not_waited_for_in_work_of_its_own(
     small = create_engine(
         f"sqlite:///{tmp_path}/small.sqlite3", pool_size=1, max_overflow=0
     )
-    entered = threading.Event()
-    event.listen(engine, "before_cursor_execute", lambda *_: entered.set())
+    enters = threading.Event()
 
     def job() -> None:
+        enters.set()
         if of == "a session":
             with Session(engine) as own:
-                own.execute(SLEEP)
+                own.execute(LONG_SLEEP)
         else:
-            entered.set()
             small.connect().close()
 
     def push() -> AppContext:
@@ -307,13 +310,13 @@ def test_the_thread_that_made_a_session_is_not_waited_for_in_work_of_its_own(
     taken = small.connect()
     with ThreadPoolExecutor(1) as pool:
         context = pool.submit(push).result(30)
-        entered.clear()
         future = pool.submit(job)
-        assert entered.wait(30)
+        assert (sleeping if of == "a session" else enters).wait(30)
         time.sleep(0.05)
         with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
             context.pop()  # Flask's own error, once the context was torn down
         assert not future.done()
+        waken.set()
         taken.close()
         future.result(30)
     assert held.count == 0
@@ -396,11 +399,13 @@ def test_a_thread_that_has_gone_on_to_another_session_is_not_waited_for(
 
     def job() -> None:
         with app.app_context():
-            session.execute(SLEEP)
+            session.execute(LONG_SLEEP)
 
     with app.app_context():
         session()
         worker.start(lambda: session.execute(text("SELECT 1")).all()).result(30)
         future = worker.start(job)
+        assert sleeping.wait(30)
     assert not future.done()
+    waken.set()
     future.result(30)
