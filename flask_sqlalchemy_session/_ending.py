@@ -82,19 +82,20 @@ def has_ended(context: AppContext) -> bool:
 
 
 def _context_methods(class_: type[AppContext]) -> dict[str, object]:
-    def push(self: AppContext) -> None:
-        setattr(self, _ENDED, False)
+    def push(self: Any) -> None:
+        if self._flask_sqlalchemy_session_ended:
+            self._flask_sqlalchemy_session_ended = False
         class_.push(self)
 
-    def pop(self: AppContext, exc: BaseException | None = NOT_GIVEN) -> None:
+    def pop(self: Any, exc: BaseException | None = NOT_GIVEN) -> None:
         try:
-            setattr(self, _OUTER, _popping.get(get_ident()))
+            self._flask_sqlalchemy_session_outer = _popping.get(get_ident())
             _popping[get_ident()] = self
             if exc is NOT_GIVEN:
                 class_.pop(self)
             else:
                 class_.pop(self, exc)
-            setattr(self, OWED, False)
+            self._flask_sqlalchemy_session_owed = False
         except BaseException as error:
             # Its teardown began, or was kept from it by an interrupt.
             if _popping.get(get_ident()) is not self or not isinstance(
@@ -103,12 +104,11 @@ def _context_methods(class_: type[AppContext]) -> dict[str, object]:
                 end(self)
             raise
         finally:
-            outer = getattr(self, _OUTER)
-            if outer is None:
+            if self._flask_sqlalchemy_session_outer is None:
                 _popping.pop(get_ident(), None)
             else:
-                _popping[get_ident()] = outer
-                setattr(self, _OUTER, None)
+                _popping[get_ident()] = self._flask_sqlalchemy_session_outer
+                self._flask_sqlalchemy_session_outer = None
 
     marks = {_ENDED: False, _USED: False, OWED: False, _OUTER: None}
     return {"push": push, "pop": pop, **marks}

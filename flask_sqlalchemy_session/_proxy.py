@@ -52,11 +52,16 @@ class CurrentSession(SessionProxy[Session]):
                 return object.__getattribute__(self, name)
             try:
                 # Without the way by the application, which is most of the time.
-                holder = get_context().g.__dict__[_KEY]
-                held = holder.registry is not None and holder.thread == get_ident()
-            except (RuntimeError, AttributeError, KeyError):
-                held = False
-            return getattr(holder.session if held else _default_session(), name)
+                holder = get_context().g.__dict__.get(_KEY)
+            except (RuntimeError, AttributeError):
+                holder = None
+            if (
+                holder is not None
+                and holder.registry is not None
+                and holder.thread == get_ident()
+            ):
+                return getattr(holder.session, name)
+            return getattr(_default_session(), name)
 
         def __getattr__(self, name: str) -> object:
             target = _default() if name in _SCOPED else self._get_current_object()

@@ -82,7 +82,7 @@ class Holder:
     left: bool
     """Whether it was left to a thread of its own to close the session."""
 
-    sharing: tuple[int, ...]
+    sharing: list[int]
     """The threads that were given the session, beside the one that made it."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Holder:
         self.late = late
         self.left = False
         self.others: Collection[Holder] = ()
-        self.sharing = ()
+        self.sharing = []
         live.add(ref(self, forget))
         self.registry = self.closer = registry
 
@@ -104,6 +104,8 @@ class Holder:
 
     def unclosed(self) -> list[Holder]:
         """Return this holder and the others that it knows, if they are to be closed."""
+        if not self.others:
+            return [] if self.closer is None or self.left else [self]
         holders = (self, *self.others)
         return [each for each in holders if each.closer is not None and not each.left]
 
@@ -142,7 +144,7 @@ class Holder:
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
         if get_ident() not in self.sharing:
-            self.sharing += (get_ident(),)
+            self.sharing.append(get_ident())  # atomic, as others may do the same
 
     def close(self, *, seconds: float | None = None) -> None:
         """Close the session, if that is still to be done.
@@ -235,7 +237,8 @@ def _warn(holders: list[Holder]) -> None:
 
 def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
     """Let a context hold a session, which no use of it finds yet."""
-    allow_use(session)  # a factory may return one that was closed, again
+    if "get_bind" in getattr(session, "__dict__", ()):
+        allow_use(session)  # a factory may return one that was closed, again
     holder = Holder(registry, session, app, _RELEASED in scope)
     first: Holder = scope.setdefault(_FIRST, holder)
     if first is not holder:

@@ -43,8 +43,10 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
 
     def close_session(self, session: S, *, seconds: float | None = None) -> None:
         close(session)
+        if not self.is_open(session):
+            return
         # A listener of the end of a transaction may begin the next, and so for ever.
-        for attempt in range(_ATTEMPTS if self.is_open(session) else 0):
+        for attempt in range(_ATTEMPTS):
             autobegin = session.autobegin
             session.autobegin = autobegin and attempt < _ATTEMPTS - 1
             try:
@@ -56,7 +58,8 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
 def close(session: Session) -> None:
     """Close a session and give back every connection, also if closing fails."""
     # A test's fake may have no more than `close`.
-    transaction = getattr(session, "get_transaction", lambda: None)()
+    get_transaction = getattr(session, "get_transaction", None)
+    transaction = None if get_transaction is None else get_transaction()
     try:
         session.close()
     except IllegalStateChangeError:

@@ -279,6 +279,46 @@ def test_a_thread_that_reads_rows_is_waited_for(
 
 
 @on_sqlite
+@pytest.mark.parametrize("reader", [0, 1])
+def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
+    reader: int,
+    app: Flask,
+    session: FlaskScopedSession[Session],
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = text("SELECT 1 UNION ALL SELECT sleep(0.3)")
+    together = threading.Barrier(2)
+
+    def slow_get_ident() -> int:
+        time.sleep(0.05)  # in which the other thread comes as far
+        return threading.get_ident()
+
+    def job(number: int) -> list[int]:
+        together.wait(30)
+        given = session()
+        together.wait(30)
+        if number != reader:
+            return []
+        return list(given.execute(rows, execution_options={"yield_per": 1}).scalars())
+
+    with ThreadPoolExecutor(2) as pool:
+        with app.app_context():
+            session()
+            rollbacks = rollbacks_after_sleep(engine)
+            monkeypatch.setattr(
+                "flask_sqlalchemy_session._scope.get_ident", slow_get_ident
+            )
+            jobs = [
+                pool.submit(contextvars.copy_context().run, job, number)
+                for number in range(2)
+            ]
+            assert sleeping.wait(30)
+        assert rollbacks == [True]
+        assert jobs[reader].result(30) == [1, 0]
+
+
+@on_sqlite
 @pytest.mark.parametrize("of", ["a session", "a connection that is waited for"])
 def test_the_thread_that_made_a_session_is_not_waited_for_in_work_of_its_own(
     of: str,
