@@ -19,9 +19,8 @@ from ._context import (
     owner_in,
     unproxied,
 )
-from ._ending import end_with_contexts, watch
+from ._ending import BEFORE_FLASK_3_2, end_with_contexts, watch
 from ._factory import check_keywords
-from ._requests import watch_contexts
 from ._scope import Holder, hold, scope_of
 
 T = TypeVar("T")
@@ -140,7 +139,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         """
         scope = self._scope(context)
         session = self.make_session(keywords)
-        watch(context)
+        watch(context).sqlalchemy_session_used = True
         holder = hold(self, session, context.app, scope)
         # Atomic: of the threads that share the context, one keeps its session.
         while (kept := scope.setdefault(self.key, holder)) is not holder:
@@ -164,7 +163,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         holder = self.holder()
         if holder is None or holder.session is not obj:
             self.clear()
-            watch(context)
+            watch(context).sqlalchemy_session_used = True
             scope[self.key] = hold(self, obj, context.app, scope)
 
     def clear(self) -> None:
@@ -206,7 +205,10 @@ def register(
         class_, attributes = type(app), dict(vars(app))
         try:
             end_with_contexts(app)
-            watch_contexts(app)
+            if BEFORE_FLASK_3_2:
+                from ._requests import watch_contexts  # noqa: PLC0415  # Flask 3.2 warns of what it imports
+
+                watch_contexts(app)
             if attribute is not None:
                 setattr(app, attribute, owner)
             app.extensions[extension] = {**owners, owner.name: owner}

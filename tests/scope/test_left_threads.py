@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextvars
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import (
@@ -217,8 +217,11 @@ def test_a_request_context_that_asks_for_its_application_is_given_it(
             super().push()
             names.append(self.app.name)
 
+    def request_context(app: Flask, environ: Any) -> Named:
+        return Named(app, environ)
+
     body = thread.submit(begin_stream, app).result()
-    monkeypatch.setattr(Flask, "request_context", Named)
+    monkeypatch.setattr(Flask, "request_context", request_context)
     for path in ("/", "/commit"):
         thread.submit(serve, app, path).result()
         assert held.count == 1  # the body's
