@@ -154,7 +154,9 @@ def end_with_contexts(app: Flask) -> None:
         method.__func__ if is_its else partial(_call_without_app, method)
     )
 
-    def current_context() -> AppContext | None:
+    def context_of_a_call_by_hand(*args: object) -> AppContext | None:
+        if args and isinstance(args[0], AppContext):  # as from Flask 3.2 on
+            return args[0]
         context = find_context()
         if context is not None and context.app is not original():
             copied = vars(context.app).get(_TEARDOWN) is do_teardown_appcontext
@@ -162,10 +164,10 @@ def end_with_contexts(app: Flask) -> None:
         return context
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-        context = _popping.pop(get_ident(), None) if BEFORE_FLASK_3_2 else args[0]
+        context = _popping.pop(get_ident(), None)
         popped = context is not None
-        if not popped:  # called by hand, as at the end of a job
-            context = current_context()
+        if not popped:  # as at the end of a job, or from Flask 3.2 on without a session
+            context = context_of_a_call_by_hand(*args)
         try:
             app = original() if context is None else context.app
             tear_down(app, *args, **kwargs)

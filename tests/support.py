@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,41 @@ def drop_tables(connection: Connection) -> None:
 
 class OopsError(Exception):
     """What the tests themselves raise."""
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return an error itself, or the first in the groups that Flask 3.2 raises."""
+    for first in getattr(error, "exceptions", ()):
+        return first_of(first)
+    return error
+
+
+@contextmanager
+def allows(
+    expected: type[BaseException], match: str = ""
+) -> Iterator[list[BaseException]]:
+    """Catch an error, alone or in the groups of Flask 3.2, if it comes.
+
+    What is given keeps the error, and with it every frame that it went through.
+    """
+    caught: list[BaseException] = []
+    try:
+        yield caught
+    except BaseException as error:
+        caught.append(error)
+        first = first_of(error)
+        if not isinstance(first, expected) or not re.search(match, str(first)):
+            raise
+
+
+@contextmanager
+def raises(
+    expected: type[BaseException], match: str = ""
+) -> Iterator[list[BaseException]]:
+    """Catch an error as `allows` does, and fail where none comes."""
+    with allows(expected, match) as caught:
+        yield caught
+    assert caught, f"{expected.__name__} was not raised"
 
 
 @contextmanager

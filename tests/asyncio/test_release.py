@@ -35,7 +35,16 @@ from flask_sqlalchemy_session.asyncio import (
 from tests.async_support import run, settle
 from tests.faults import FAULTS, Side, get, get_and_catch
 from tests.scope.flask_versions import REFUSES_A_FOREIGN_POP
-from tests.support import Base, Held, OopsError, User, broken_rollback, use as use_sync
+from tests.support import (
+    Base,
+    Held,
+    OopsError,
+    User,
+    allows,
+    broken_rollback,
+    raises,
+    use as use_sync,
+)
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -322,7 +331,7 @@ def test_the_connection_is_back_and_nothing_leaks_after(
     run(settle)
     assert held.count == 0
     assert idle_in_transaction() == 0
-    with suppress(OopsError), app.app_context():  # the hooks that raise still do
+    with allows(OopsError), app.app_context():  # the hooks that raise still do
         app.ensure_sync(look)()
     assert held.count == 0
     del kept
@@ -469,7 +478,7 @@ def test_both_databases_of_a_session_are_released_when_closing_it_fails(
         assert (held.count, held_second.count) == (1, 1)
 
     with broken_rollback(*engines[broken]):
-        with pytest.raises(OopsError) as caught:
+        with raises(OopsError) as caught:
             serve(app, use_both)
         assert (held.count, held_second.count) == (0, 0)
     serve(app, use_both)
@@ -504,7 +513,7 @@ def test_a_sync_and_an_async_session_are_released_when_closing_one_fails(
         await use(async_session())
 
     with broken_rollback(*engines[broken]):
-        with pytest.raises(OopsError) as caught:
+        with raises(OopsError) as caught:
             use_both()
         assert (held.count, held_sync.count) == (0, 0)
     use_both()
@@ -546,7 +555,7 @@ def test_a_listener_that_always_fails_keeps_no_connection(
         await use(session())
         event.listen(session.sync_session, "after_transaction_end", listen)
 
-    with pytest.raises(OopsError) as caught:
+    with raises(OopsError) as caught:
         serve(app, use_and_listen)
     assert held.count == 0
     del caught
@@ -568,7 +577,7 @@ def test_a_transaction_that_failed_to_roll_back_does_not_reach_the_next_context(
     async def look() -> None:
         assert (await session.scalars(select(User))).all() == []
 
-    with broken_rollback(careless.sync_engine), pytest.raises(OopsError):
+    with broken_rollback(careless.sync_engine), raises(OopsError):
         serve(app, use_it)
     serve(app, look)
     assert held.count == 0

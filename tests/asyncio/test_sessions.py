@@ -36,7 +36,7 @@ from flask_sqlalchemy_session.asyncio import (
 )
 from tests.async_support import in_a_thread, run, settle, wait_until
 from tests.leaks import collect
-from tests.support import Held, User
+from tests.support import Held, User, raises
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
@@ -294,7 +294,7 @@ def test_when_closing_fails_the_others_are_closed(
             await scoped().execute(text("SELECT 1"))
         assert held.count == 3
 
-    with pytest.raises(LookupError):
+    with raises(LookupError):
         serve(app, view)
     assert held.count == 0
 

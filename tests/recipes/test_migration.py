@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 from flask_sqlalchemy_session.testing import isolate
+from tests.support import raises
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +106,7 @@ def test_it_is_released_though_a_teardown_function_fails(shop: Shop) -> None:
         if failures:
             raise failures.pop()
 
-    with pytest.raises(LookupError), shop.app.app_context():
+    with raises(LookupError), shop.app.app_context():
         current_session.connection()
     with shop.app.app_context():
         assert "Checked out connections: 0" in shop.db.engine.pool.status()

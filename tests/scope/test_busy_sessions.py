@@ -21,6 +21,7 @@ from sqlalchemy import QueuePool, create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
+from tests.scope.flask_versions import before_flask_3_2
 from tests.support import Held, User
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
     assert not invalidated
 
 
+@before_flask_3_2("it refuses to pop a context that is not current")
 def test_who_ends_the_context_of_another_thread_waits_for_its_statement(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
 ) -> None:
@@ -173,6 +175,7 @@ def test_who_ends_the_context_of_another_thread_waits_for_its_statement(
         future.result(30)
 
 
+@before_flask_3_2("it refuses to pop a context that is not current")
 def test_the_session_of_a_thread_that_stays_busy_is_not_closed_by_who_ends_its_context(
     app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
 ) -> None:

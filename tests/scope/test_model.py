@@ -25,6 +25,7 @@ from sqlalchemy import Engine, QueuePool, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
+from tests.scope.flask_versions import before_flask_3_2
 from tests.support import Held
 
 if TYPE_CHECKING:
@@ -452,7 +453,9 @@ class Scopes(RuleBasedStateMachine):
             self.dispose()
 
 
-TestScopes = Scopes.TestCase
+TestScopes = before_flask_3_2("what is pushed above another again is not current")(
+    Scopes.TestCase
+)
 TestScopes.settings = settings(
     deadline=None,
     derandomize="CI" in os.environ,

@@ -11,7 +11,7 @@ from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
-from tests.support import Held, default_session, many_connections, use
+from tests.support import Held, default_session, many_connections, raises, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,7 +162,7 @@ def test_a_listener_may_use_its_own_session_ten_times_at_its_end(
     if times == 10:
         use_and_listen()
     else:
-        with pytest.raises(InvalidRequestError, match="Autobegin is disabled"):
+        with raises(InvalidRequestError, match="Autobegin is disabled"):
             use_and_listen()
     assert held.count == 0
     assert not any(session.in_transaction() for session in made)

@@ -6,7 +6,6 @@ Each test runs without the cyclic collector, which would hide what is held.
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,8 +26,10 @@ from tests.support import (
     Held,
     OopsError,
     User,
+    allows,
     broken_rollback,
     many_connections,
+    raises,
     use,
 )
 
@@ -168,7 +169,7 @@ def test_the_connection_is_back_and_nothing_leaks_after(
     side = SyncSide(app, lambda: FlaskScopedSession(sessionmaker(engine), app))
     kept = fault(app, side)
     assert held.count == 0
-    with suppress(OopsError), app.app_context():  # the hooks that raise still do
+    with allows(OopsError), app.app_context():  # the hooks that raise still do
         session = side.session()
         assert "mark" not in session.info
         assert not session.in_transaction()
@@ -210,7 +211,7 @@ def test_both_databases_of_a_session_are_released_when_closing_it_fails(
             assert (held.count, held_second.count) == (1, 1)
 
     with broken_rollback(*engines[broken]):
-        with pytest.raises(OopsError) as caught:
+        with raises(OopsError) as caught:
             use_both()
         assert (held.count, held_second.count) == (0, 0)
     with app.app_context():
@@ -233,7 +234,7 @@ def test_a_listener_that_always_fails_keeps_no_connection(
             use(session())
             event.listen(session(), "after_transaction_end", listen)
 
-    with pytest.raises(OopsError) as caught:
+    with raises(OopsError) as caught:
         use_and_listen()
     assert held.count == 0
     del caught
@@ -257,7 +258,7 @@ def test_both_objects_of_an_app_are_released_when_closing_one_fails(
             assert [held.count for held in helds] == [1, 1]
 
     with broken_rollback(engine if broken == "default" else second):
-        with pytest.raises(OopsError) as caught:
+        with raises(OopsError) as caught:
             use_both()
         assert [held.count for held in helds] == [0, 0]
     with app.app_context():
@@ -285,7 +286,7 @@ def test_of_several_sessions_that_fail_to_close_the_first_tells(
         FlaskScopedSession(sessionmaker(memory, class_=Failing), app, name=name)
         for name in ("first", "second", "third")
     ]
-    with pytest.raises(OopsError, match="first"):
+    with raises(OopsError, match="first"):
         use_all()
 
 
@@ -323,7 +324,7 @@ def test_a_transaction_that_failed_to_roll_back_does_not_reach_the_next_context(
         with app.app_context():
             use(session())
 
-    with broken_rollback(careless), pytest.raises(OopsError):
+    with broken_rollback(careless), raises(OopsError):
         fail_to_roll_back()
     with app.app_context():
         assert session.scalars(select(User)).all() == []
@@ -356,7 +357,7 @@ def test_a_late_hook_still_gets_this_contexts_session_when_another_hook_failed(
         with app.app_context():
             use(session())
 
-    with pytest.raises(OopsError) as caught:
+    with raises(OopsError) as caught:
         use_in_a_context()
     assert seen == [True]
     assert held.count == 0

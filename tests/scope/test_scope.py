@@ -18,6 +18,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
+from tests.scope.flask_versions import before_flask_3_2
 from tests.support import many_connections, use
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def test_interleaved_contexts_in_context_variables_of_their_own(
     assert held.count == 0
 
 
+@before_flask_3_2("a context that is pushed again above another is not current")
 def test_a_context_that_is_pushed_above_another_again_keeps_its_session(
     app: Flask, session: FlaskScopedSession[Session], held: Held
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_context_that_is_pushed_above_another_again_keeps_its_session(
     assert held.count == 0
 
 
+@before_flask_3_2("it refuses to pop a context that is not current")
 @many_connections
 def test_contexts_popped_in_the_wrong_order_are_released(
     app: Flask, session: FlaskScopedSession[Session], held: Held

@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 from flask_sqlalchemy_session.testing import isolate
-from tests.support import Held, OopsError
+from tests.support import Held, OopsError, raises
 
 pytest.importorskip("flask_sqlalchemy")
 
@@ -162,7 +162,7 @@ class TestInItsPlace:
         def fail(error: BaseException | None) -> None:
             raise OopsError
 
-        with pytest.raises(OopsError), app.app_context():
+        with raises(OopsError), app.app_context():
             db.session.scalars(select(User)).all()
         assert [held.count for held in self.held] == [0, 0]
 
