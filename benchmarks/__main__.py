@@ -80,14 +80,12 @@ def _about(suite: BenchmarkSuite) -> dict[str, str]:
 def _conditions(suite: BenchmarkSuite) -> str:
     about = _about(suite)
     runs = suite.get_benchmarks()[0].get_runs()
-    loads = [f"{run.get_metadata()['load_avg_1min']:.1f}" for run in runs]
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     return (
         f"Measured with Python {about['python_version']}, {versions}, on "
         f"{about['platform']}, {about['cpu_count']} processors "
         f"({about['cpu_model_name']}), in {len(runs)} process(es) of "
-        f"{len(runs[0].values)} rounds, at a load average of "
-        f"{', '.join(loads)}.\n"
+        f"{len(runs[0].values)} rounds.\n"
     )
 
 
@@ -133,9 +131,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="one process; shows, and writes nothing")
-    add("--processes", type=int, default=5, metavar="N")
-    add("--rounds", type=int, default=40, metavar="N", help="of each process")
-    add("--page", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
+    add("--processes", type=int, default=5)
+    add("--rounds", type=int, default=40, help="of each process")
+    add("--page", type=Path, default=Path("docs/benchmarks.md"))
     add("--beside", nargs="*", default=[], metavar="FILE", help="saved elsewhere")
     add("--save", metavar="FILE", help="for `python -m pyperf compare_to`")
     arguments = parser.parse_args()

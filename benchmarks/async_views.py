@@ -39,21 +39,16 @@ PACKAGES = [
     *("flask", "asgiref", "sqlalchemy", "asyncpg", "psycopg", "aiosqlite"),
     *("flask-sqlalchemy-lite", "gunicorn"),
 ]
-HEADER = [
-    *("driver", "threads", "library", "served", "hung", "opened"),
-    *("ms a request", "first error"),
-]
+HEADER = ["driver", "threads", "library", "served", "hung", "opened"]
+HEADER += ["ms a request", "first error"]
 QUERY = text("SELECT 1")
 OPENED = "opened"
 SERVED, FAILED, HUNG, NOT_SENT = "served", "failed", "hung", "not sent"
-SECONDS_TO_START = 60
-SECONDS_TO_ANSWER = 10
-SECONDS_TO_SEND = 30
-"""After which no more requests are sent to one server."""
+SECONDS_TO_START, SECONDS_TO_ANSWER, SECONDS_TO_SEND = 60, 10, 30
 
 
 def this_library(app: Flask, url: str) -> None:
-    maker = async_sessionmaker(create_async_engine(url), expire_on_commit=False)
+    maker = async_sessionmaker(create_async_engine(url))
     use_one_event_loop(app)
     FlaskAsyncScopedSession(maker, app)
 
@@ -72,7 +67,7 @@ def flask_sqlalchemy_lite(app: Flask, url: str) -> None:
 
 
 def by_hand(app: Flask, url: str) -> None:
-    maker = async_sessionmaker(create_async_engine(url), expire_on_commit=False)
+    maker = async_sessionmaker(create_async_engine(url))
 
     @app.get("/")
     async def view() -> str:
@@ -142,24 +137,17 @@ def _load(
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.async_views", description=__doc__
-    )
-    add = parser.add_argument
-    add(
-        "--quick", action="store_true", help="see that it runs; the figures say nothing"
-    )
-    add("--page", type=Path, default=Path("docs/async.md"), metavar="FILE")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="see that it runs")
+    parser.add_argument("--page", type=Path, default=Path("docs/async.md"))
     arguments = parser.parse_args()
+    all_threads, requests = ((1,), 6) if arguments.quick else ((1, 8), 400)
     rows = []
     with TemporaryDirectory() as directory, postgresql_url(directory) as postgresql:
         server = make_url(postgresql)
-        urls = [
-            server.set(drivername="postgresql+asyncpg"),
-            server.set(drivername="postgresql+psycopg"),
-            make_url(f"sqlite+aiosqlite:///{directory}/async_views.sqlite3"),
-        ]
-        all_threads, requests = ((1,), 6) if arguments.quick else ((1, 8), 400)
+        drivers = ("postgresql+asyncpg", "postgresql+psycopg")
+        urls = [server.set(drivername=each) for each in drivers]
+        urls.append(make_url(f"sqlite+aiosqlite:///{directory}/async_views.sqlite3"))
         for url, threads, library in product(urls, all_threads, LIBRARIES):
             rows.append(_load(library, url, threads, requests, directory))
             print(*rows[-1], sep=", ", flush=True)  # noqa: T201  # a command's output

@@ -129,10 +129,8 @@ def take(rows: list[dict[str, Measure]], rounds: int) -> dict[str, list[float]]:
 def _repetitions(measure: Measure) -> int:
     # The least of some, the first of which is cold: with fewer repetitions than the
     # others have, a contestant would look slower.
-    count = 1
-    while (seconds := min(measure(count) for _ in range(4))) < SAMPLE:
-        count = max(count * 2, int(count * SAMPLE / max(seconds, 1e-9)))
-    return count
+    seconds = min(measure(10) for _ in range(4)) / 10
+    return max(1, round(SAMPLE / seconds))
 
 
 def weigh(name: str, url: str, contexts: int = 200) -> float:
