@@ -23,11 +23,6 @@ from flask_sqlalchemy_lite import SQLAlchemy
 from sqlalchemy import URL, Pool, event, make_url, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from flask_sqlalchemy_session.asyncio import (
-    FlaskAsyncScopedSession,
-    current_async_session,
-    use_one_event_loop,
-)
 from tests.servers.serving import serving
 
 from .shared import postgresql_url, table, write
@@ -48,7 +43,13 @@ SECONDS_TO_START, SECONDS_TO_ANSWER, SECONDS_TO_SEND = 60, 10, 30
 
 
 def this_library(app: Flask, url: str) -> None:
-    maker = async_sessionmaker(create_async_engine(url))
+    from flask_sqlalchemy_session.asyncio import (  # noqa: PLC0415  # it holds every async engine of a process to what its own need
+        FlaskAsyncScopedSession,
+        current_async_session,
+        use_one_event_loop,
+    )
+
+    maker = async_sessionmaker(create_async_engine(url), expire_on_commit=False)
     use_one_event_loop(app)
     FlaskAsyncScopedSession(maker, app)
 
@@ -67,7 +68,7 @@ def flask_sqlalchemy_lite(app: Flask, url: str) -> None:
 
 
 def by_hand(app: Flask, url: str) -> None:
-    maker = async_sessionmaker(create_async_engine(url))
+    maker = async_sessionmaker(create_async_engine(url), expire_on_commit=False)
 
     @app.get("/")
     async def view() -> str:

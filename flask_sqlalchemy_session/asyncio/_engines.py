@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 _LOOP = "flask_sqlalchemy_session_loop"
 
+# The drivers whose connections work on any loop, one after the other. To replace them
+# would cost a connection a request where each has a loop of its own, and aiosqlite one
+# that has its database in memory.
+_ON_ANY_LOOP = ("aiosqlite", "psycopg")
+
 # What pools have of connections. No event of the engine's tells of one that would not
 # cost each statement of every sync engine something, too.
 _entries: WeakSet[ConnectionPoolEntry] = WeakSet()
@@ -85,8 +90,7 @@ def _connect_apart(
     """
     if not dialect.is_async or getcurrent().parent is None:
         return None
-    # Those of aiosqlite work on any loop, and one may have its database in memory.
-    if dialect.driver != "aiosqlite":
+    if dialect.driver not in _ON_ANY_LOOP:
         entry.info[_LOOP] = asyncio.get_running_loop()
     # The application's own listeners may need the context.
     for listener in dialect.dispatch.do_connect:  # ty: ignore[missing-union-attribute]  # it has every event's name

@@ -118,8 +118,8 @@ def test_a_connection_of_another_loop_is_replaced(
     for _ in range(3):
         app.ensure_sync(query)()
         asyncio.run_coroutine_threadsafe(query(), loop).result(30)
-    # aiosqlite's belong to no loop.
-    assert len(made) == (1 if fresh.driver == "aiosqlite" else 6)
+    # Those of the others belong to no loop.
+    assert len(made) == (6 if fresh.driver == "asyncpg" else 1)
     assert "Connections in pool: 1" in fresh.pool.status()
     asyncio.run_coroutine_threadsafe(fresh.dispose(), loop).result(30)
     loop.call_soon_threadsafe(loop.stop)
