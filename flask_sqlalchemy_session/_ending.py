@@ -24,9 +24,18 @@ from ._context import find_context
 from ._scope import release
 
 BEFORE_FLASK_3_2 = "request_ctx" in vars(flask.globals)
-NOT_GIVEN: Any = object()
 
 _TEARDOWN = "do_teardown_appcontext"
+_ENDED = "_flask_sqlalchemy_session_ended"
+_USED = "_flask_sqlalchemy_session_used"
+
+# On a watched context: what its thread was about to end when it was popped.
+_OUTER = "_flask_sqlalchemy_session_outer"
+
+# On a watched context, by the request that pushed it: that it was not popped yet.
+OWED = "_flask_sqlalchemy_session_owed"
+
+_NOT_GIVEN: Any = object()
 
 _popping: dict[int, AppContext] = {}
 """The watched context that a thread pops, until its teardown begins."""
@@ -35,60 +44,60 @@ _teardowns: WeakSet[Callable[..., None]] = WeakSet()
 _subclasses: dict[type[Any], type[Any]] = {}
 
 
-def subclass(class_: type[Any], mixin: type[Any]) -> type[Any]:
-    """Return a class's subclass with a mixin, the same each time.
+def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> Any:
+    """Return a class's subclass with other methods, the same each time.
 
-    An object is given it as its class, since a method of its own would refer to it,
-    and only the collector would free it then.
+    An object is given it as its class, since a method of its own would refer to it, and
+    only the collector would free it then. It has no base but the first class: another
+    could change how objects are laid out, and then none could be given it. What is made
+    is its own subclass.
     """
-    if issubclass(class_, mixin):
-        return class_
     made = _subclasses.get(class_)
     if made is None:
         names = {name: vars(class_).get(name) for name in ("__module__", "__doc__")}
+        members = {**names, **methods(class_)}
         new = new_class(
-            class_.__name__, (mixin, class_), {}, lambda body: body.update(names)
+            class_.__name__, (class_,), {}, lambda body: body.update(members)
         )
-        made = _subclasses.setdefault(class_, new)  # another thread's, perhaps
+        # First its own, as another thread may look for it once it is the other's.
+        _subclasses[new] = new
+        made = _subclasses.setdefault(class_, new)
     return made
 
 
-class WatchedContext(AppContext):
-    """A context that says when it is popped."""
+def watched(class_: type[AppContext]) -> type[AppContext]:
+    """Return the class of contexts that say when they are popped."""
+    return _subclasses.get(class_) or subclass(class_, _context_methods)
 
-    sqlalchemy_session_ended = False
-    """Whether it was torn down, and not pushed again since."""
 
-    sqlalchemy_session_used = False
-    """Whether it has, or had, sessions."""
+def watch(context: AppContext) -> None:
+    """Let a context that is to have sessions say when it is popped."""
+    class_ = watched(type(context))
+    if class_ is not type(context):
+        context.__class__ = class_
+    setattr(context, _USED, True)
 
-    sqlalchemy_session_owed = False
-    """Whether the request that pushed it is still to pop it."""
 
-    sqlalchemy_session_answered = False
-    """Whether the request that pushed it was answered.
+def has_ended(context: AppContext) -> bool:
+    """Tell whether a watched context was torn down, and not pushed again since."""
+    return getattr(context, _ENDED, False)
 
-    What finds it as the current one after that is another request, or the rest of that
-    one's body.
-    """
 
-    sqlalchemy_session_outer: AppContext | None = None
-    """What its thread was about to end when it was popped."""
+def _context_methods(class_: type[AppContext]) -> dict[str, object]:
+    def push(self: Any) -> None:
+        if self._flask_sqlalchemy_session_ended:
+            self._flask_sqlalchemy_session_ended = False
+        class_.push(self)
 
-    def push(self) -> None:
-        if self.sqlalchemy_session_ended:
-            self.sqlalchemy_session_ended = False
-        super().push()
-
-    def pop(self, exc: BaseException | None = NOT_GIVEN) -> None:
+    def pop(self: Any, exc: BaseException | None = _NOT_GIVEN) -> None:
         try:
-            self.sqlalchemy_session_outer = _popping.get(get_ident())
+            self._flask_sqlalchemy_session_outer = _popping.get(get_ident())
             _popping[get_ident()] = self
-            if exc is NOT_GIVEN:
-                super().pop()
+            if exc is _NOT_GIVEN:
+                class_.pop(self)
             else:
-                super().pop(exc)
-            self.sqlalchemy_session_owed = False
+                class_.pop(self, exc)
+            self._flask_sqlalchemy_session_owed = False
         except BaseException as error:
             # Its teardown began, or was kept from it by an interrupt.
             if _popping.get(get_ident()) is not self or not isinstance(
@@ -97,24 +106,14 @@ class WatchedContext(AppContext):
                 end(self)
             raise
         finally:
-            if self.sqlalchemy_session_outer is None:
+            if self._flask_sqlalchemy_session_outer is None:
                 _popping.pop(get_ident(), None)
             else:
-                _popping[get_ident()] = self.sqlalchemy_session_outer
-                self.sqlalchemy_session_outer = None
+                _popping[get_ident()] = self._flask_sqlalchemy_session_outer
+                self._flask_sqlalchemy_session_outer = None
 
-
-def watch(context: AppContext) -> WatchedContext:
-    """Let a context that is to have sessions say when it is popped."""
-    if not isinstance(context, WatchedContext):
-        context.__class__ = subclass(type(context), WatchedContext)
-        assert isinstance(context, WatchedContext)
-    return context
-
-
-def has_ended(context: AppContext) -> bool:
-    """Tell whether a watched context was torn down, and not pushed again since."""
-    return isinstance(context, WatchedContext) and context.sqlalchemy_session_ended
+    marks = {_ENDED: False, _USED: False, OWED: False, _OUTER: None}
+    return {"push": push, "pop": pop, **marks}
 
 
 def end(context: AppContext | None, *, popped: bool = True) -> None:
@@ -122,11 +121,11 @@ def end(context: AppContext | None, *, popped: bool = True) -> None:
 
     :param popped: whether it has ended, or goes on, with sessions that are yet to make.
     """
-    if isinstance(context, WatchedContext):
+    if context is not None:
         if popped:
-            context.sqlalchemy_session_ended = True
-            context.sqlalchemy_session_owed = False
-        if context.sqlalchemy_session_used:
+            setattr(context, _ENDED, True)
+            setattr(context, OWED, False)
+        if getattr(context, _USED, False):
             release(context)
 
 
@@ -154,9 +153,7 @@ def end_with_contexts(app: Flask) -> None:
         method.__func__ if is_its else partial(_call_without_app, method)
     )
 
-    def context_of_a_call_by_hand(*args: object) -> AppContext | None:
-        if args and isinstance(args[0], AppContext):  # as from Flask 3.2 on
-            return args[0]
+    def current_context() -> AppContext | None:
         context = find_context()
         if context is not None and context.app is not original():
             copied = vars(context.app).get(_TEARDOWN) is do_teardown_appcontext
@@ -164,10 +161,14 @@ def end_with_contexts(app: Flask) -> None:
         return context
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-        context = _popping.pop(get_ident(), None)
+        if BEFORE_FLASK_3_2:
+            context = _popping.pop(get_ident(), None)
+        else:
+            given = args[0] if args else kwargs.get("ctx")
+            context = given if isinstance(given, AppContext) else None
         popped = context is not None
-        if not popped:  # as at the end of a job, or from Flask 3.2 on without a session
-            context = context_of_a_call_by_hand(*args)
+        if not popped:  # called by hand, as at the end of a job
+            context = current_context()
         try:
             app = original() if context is None else context.app
             tear_down(app, *args, **kwargs)

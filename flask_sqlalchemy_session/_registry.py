@@ -19,8 +19,9 @@ from ._context import (
     owner_in,
     unproxied,
 )
-from ._ending import BEFORE_FLASK_3_2, end_with_contexts, watch
+from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
+from ._requests import watch_contexts
 from ._scope import Holder, hold, scope_of
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         """
         scope = self._scope(context)
         session = self.make_session(keywords)
-        watch(context).sqlalchemy_session_used = True
+        watch(context)
         holder = hold(self, session, context.app, scope)
         # Atomic: of the threads that share the context, one keeps its session.
         while (kept := scope.setdefault(self.key, holder)) is not holder:
@@ -150,6 +151,8 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
             taken: Holder | None = scope.pop(self.key, None)
             if taken is not None and taken.registry is self:
                 scope.setdefault(self.key, taken)
+        if kept.thread != get_ident():
+            kept.share()
         kept_session: T = kept.session
         return kept_session
 
@@ -163,7 +166,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         holder = self.holder()
         if holder is None or holder.session is not obj:
             self.clear()
-            watch(context).sqlalchemy_session_used = True
+            watch(context)
             scope[self.key] = hold(self, obj, context.app, scope)
 
     def clear(self) -> None:
@@ -205,16 +208,14 @@ def register(
         class_, attributes = type(app), dict(vars(app))
         try:
             end_with_contexts(app)
-            if BEFORE_FLASK_3_2:
-                from ._requests import watch_contexts  # noqa: PLC0415  # Flask 3.2 warns of what it imports
-
-                watch_contexts(app)
+            watch_contexts(app)
             if attribute is not None:
                 setattr(app, attribute, owner)
             app.extensions[extension] = {**owners, owner.name: owner}
         except BaseException:  # an application may refuse any of these
             for name in vars(app).keys() - attributes.keys():
                 del vars(app)[name]
+            vars(app).update(attributes)
             if type(app) is not class_:
                 app.__class__ = class_
             raise

@@ -5,33 +5,48 @@ pushed on, and so does that of a streamed body which nobody reads to its end. Th
 thread's later requests would run in it, share its sessions, and end none of them. Here
 they are given a context of their own, as on any other thread.
 
-From Flask 3.2 on every request has a context of its own, and this is not imported.
+From Flask 3.2 on every request has a context of its own, and this is not installed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flask.globals
-from flask import Flask, Response
-from flask.ctx import AppContext, RequestContext
+from flask import Flask
+from flask.ctx import AppContext
 
 from ._context import find_context
 from ._ending import (
-    NOT_GIVEN,
-    WatchedContext,
+    BEFORE_FLASK_3_2,
+    OWED,
     end,
+    has_ended,
     subclass,
     watch,
+    watched,
 )
 
+if TYPE_CHECKING:
+    from flask import Response
+    from flask.ctx import RequestContext  # which Flask 3.2 warns of
+
+# On an application context: that the request which pushed it was answered. What finds
+# it as the current one after that is another request, or the rest of that one's body.
+_ANSWERED = "_flask_sqlalchemy_session_answered"
+
+# On a request context: the first application context that was pushed with it, and for
+# each time that it was pushed the one that was, or None.
+_OWN = "_flask_sqlalchemy_session_own"
+_PUSHED = "_flask_sqlalchemy_session_pushed"
+
 _flasks_app_context = Flask.app_context
-_watched_context: type[AppContext] = subclass(AppContext, WatchedContext)
 
 
 def watch_contexts(app: Flask) -> None:
     """Let an application's contexts say when they are popped."""
-    app.__class__ = subclass(type(app), WatchedApp)
+    if BEFORE_FLASK_3_2:
+        app.__class__ = subclass(type(app), _application_methods)
 
 
 class _Unshared:
@@ -52,73 +67,68 @@ class _Unshared:
         return getattr(self.app, name)
 
 
-class WatchedApp(Flask):
-    """An application whose contexts are watched, and whose requests have their own."""
+def _application_methods(class_: type[Flask]) -> dict[str, object]:
+    context_class = watched(AppContext)
 
-    def app_context(self) -> AppContext:
-        make = super().app_context
-        if getattr(make, "__func__", None) is _flasks_app_context:
+    def app_context(self: Flask, *args: Any, **kwargs: Any) -> AppContext:
+        if class_.app_context is _flasks_app_context:
             # To give a context its class once it is there takes longer.
-            return _watched_context(self)
-        return watch(make())
+            return context_class(self, *args, **kwargs)
+        context = class_.app_context(self, *args, **kwargs)
+        watch(context)
+        return context
 
-    def request_context(self, environ: Any) -> RequestContext:
-        request = super().request_context(environ)
-        request.__class__ = subclass(type(request), WatchedRequest)
+    def request_context(self: Flask, environ: Any) -> RequestContext:
+        request = class_.request_context(self, environ)
+        request.__class__ = subclass(type(request), _request_methods)
         return request
 
-    def full_dispatch_request(self) -> Response:
-        request: Any = flask.globals.request_ctx
-        own = getattr(request, "sqlalchemy_session_own", None)
+    def full_dispatch_request(self: Flask) -> Response:
+        own = getattr(flask.globals.request_ctx, _OWN, None)
         try:
-            return super().full_dispatch_request()
+            return class_.full_dispatch_request(self)
         finally:
             if own is not None:
-                own.sqlalchemy_session_answered = True
+                setattr(own, _ANSWERED, True)
+
+    return {
+        "app_context": app_context,
+        "request_context": request_context,
+        "full_dispatch_request": full_dispatch_request,
+    }
 
 
-class WatchedRequest(RequestContext):
-    """A request that has a context of its own, and ends what it pushed."""
-
-    sqlalchemy_session_own: WatchedContext | None = None
-    """The first application context that was pushed with it."""
-
-    sqlalchemy_session_pushed: tuple[WatchedContext | None, ...] = ()
-    """For each time that it was pushed, the context that was pushed with it, if any."""
-
-    def push(self) -> None:
-        current = find_context()
+def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
+    def push(self: RequestContext) -> None:
+        current, app = find_context(), self.app
         if (
-            isinstance(current, WatchedContext)
-            and current.app is self.app
-            and (
-                current.sqlalchemy_session_ended or current.sqlalchemy_session_answered
-            )
-            and self.sqlalchemy_session_own is not current
+            current is not None
+            and current.app is app
+            and (has_ended(current) or hasattr(current, _ANSWERED))
+            and vars(self).get(_OWN) is not current
         ):
             vars(self)["app"] = _Unshared(self)
         try:
-            super().push()
+            class_.push(self)
         finally:
+            self.app = app
             pushed = find_context()
-            if pushed is current or not isinstance(pushed, WatchedContext):
+            if pushed is None or pushed is current:
                 pushed = None
             else:
-                pushed.sqlalchemy_session_owed = True
-                if self.sqlalchemy_session_own is None:
-                    self.sqlalchemy_session_own = pushed
-            self.sqlalchemy_session_pushed += (pushed,)
+                setattr(pushed, OWED, True)
+                vars(self).setdefault(_OWN, pushed)
+            vars(self).setdefault(_PUSHED, []).append(pushed)
 
-    def pop(self, exc: BaseException | None = NOT_GIVEN) -> None:
+    def pop(self: RequestContext, *args: Any, **kwargs: Any) -> None:
         try:
-            if exc is NOT_GIVEN:
-                super().pop()
-            else:
-                super().pop(exc)
+            class_.pop(self, *args, **kwargs)
         finally:
             # What is popped elsewhere may leave it as it was: the request up to Flask
             # 3.0, a body that the request began up to 3.1.
-            *others, context = self.sqlalchemy_session_pushed or (None,)
-            self.sqlalchemy_session_pushed = tuple(others)
-            if context is not None and context.sqlalchemy_session_owed:
+            pushed = vars(self).get(_PUSHED)
+            context = pushed.pop() if pushed else None
+            if context is not None and getattr(context, OWED):
                 end(context)
+
+    return {"push": push, "pop": pop}

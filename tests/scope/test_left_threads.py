@@ -232,6 +232,32 @@ def test_a_request_context_that_asks_for_its_application_is_given_it(
 
 @pytest.mark.usefixtures("views")
 @on_a_thread_that_was_left
+def test_a_request_that_is_not_pushed_there_keeps_its_application(
+    app: Flask, thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flask.ctx import RequestContext  # noqa: PLC0415  # which Flask 3.2 warns of
+
+    class Failing(RequestContext):
+        def push(self) -> None:
+            raise OopsError
+
+    def push() -> object:
+        request = app.test_request_context()
+        with pytest.raises(OopsError):
+            request.push()
+        return request.app
+
+    def request_context(app: Flask, environ: Any) -> Failing:
+        return Failing(app, environ)
+
+    body = thread.submit(begin_stream, app).result()
+    monkeypatch.setattr(Flask, "request_context", request_context)
+    assert thread.submit(push).result() is app
+    del body
+
+
+@pytest.mark.usefixtures("views")
+@on_a_thread_that_was_left
 def test_a_stream_on_a_thread_that_was_left_is_read_to_its_end(
     app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:

@@ -319,6 +319,36 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
         assert jobs[reader].result(30) == [1, 0]
 
 
+@on_sqlite
+def test_a_thread_that_was_too_late_to_make_the_session_is_waited_for(
+    app: Flask, engine: Engine
+) -> None:
+    together, maker = threading.Barrier(2), sessionmaker(engine)
+    rows = text("SELECT 1 UNION ALL SELECT sleep(0.3)")
+
+    def make() -> Session:
+        together.wait(30)
+        made[threading.get_ident()] = maker()
+        return made[threading.get_ident()]
+
+    def job() -> list[int]:
+        given = session()
+        together.wait(30)
+        if given is made[threading.get_ident()]:
+            return []
+        return list(given.execute(rows, execution_options={"yield_per": 1}).scalars())
+
+    made: dict[int, Session] = {}
+    session = FlaskScopedSession(make, app)
+    with ThreadPoolExecutor(2) as pool:
+        with app.app_context():
+            rollbacks = rollbacks_after_sleep(engine)
+            jobs = [pool.submit(contextvars.copy_context().run, job) for _ in range(2)]
+            assert sleeping.wait(30)
+        assert rollbacks == [True]
+        assert [each.result(30) for each in jobs].count([1, 0]) == 1
+
+
 @before_flask_3_2("it refuses to pop a context that is not current")
 @on_sqlite
 @pytest.mark.parametrize("of", ["a session", "a connection that is waited for"])

@@ -134,6 +134,29 @@ def test_interleaved_contexts_in_context_variables_of_their_own(
     assert held.count == 0
 
 
+def test_a_context_that_a_request_opens_at_its_end_leaves_the_requests_session(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    seen: list[Session] = []
+
+    @app.get("/")
+    def view() -> str:
+        use(session())
+        seen.append(session())
+        return ""
+
+    @app.teardown_request
+    def look(_: BaseException | None) -> None:
+        with app.app_context():
+            pass
+        seen.append(session())
+        assert session.in_transaction()
+
+    assert app.test_client().get("/").status_code == 200
+    assert seen[0] is seen[1]
+    assert held.count == 0
+
+
 @before_flask_3_2("a context that is pushed again above another is not current")
 def test_a_context_that_is_pushed_above_another_again_keeps_its_session(
     app: Flask, session: FlaskScopedSession[Session], held: Held

@@ -13,6 +13,8 @@ from weakref import ref
 
 import pytest
 from flask import Flask
+from flask.ctx import AppContext
+from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
@@ -22,7 +24,6 @@ from tests.support import Held, OopsError, use
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flask.ctx import AppContext
     from sqlalchemy import Engine
 
 EXTENSION = "sqlalchemy_session"
@@ -63,6 +64,52 @@ def test_an_application_that_refuses_an_attribute_is_left_as_it_was(
     assert app.extensions == extensions
     with app.app_context(), pytest.raises(RuntimeError, match="no session named"):
         session()
+
+
+def test_what_an_application_had_is_there_again_where_it_refuses_an_extension(
+    app: Flask, memory: Engine
+) -> None:
+    app.extensions = cast("dict[str, Any]", MappingProxyType({}))
+    app.do_teardown_appcontext = mine = app.do_teardown_appcontext  # type: ignore[method-assign]  # as an extension may
+    vars(app)["scoped_session"] = "mine"
+    with pytest.raises(TypeError):
+        FlaskScopedSession(sessionmaker(memory), app)
+    assert app.do_teardown_appcontext is mine
+    assert vars(app)["scoped_session"] == "mine"
+
+
+class WithoutRoom:
+    """A mixin of an application's own, which adds nothing to its objects."""
+
+    __slots__ = ()
+
+
+class WithoutRoomContext(WithoutRoom, AppContext):
+    pass
+
+
+class Tenants(WithoutRoom, Flask):
+    """An application of which each context has a tenant."""
+
+    def app_context(self, tenant: str = "ours") -> AppContext:
+        context = WithoutRoomContext(self)
+        context.g.tenant = tenant
+        return context
+
+
+def test_what_an_application_class_makes_otherwise_stays_so(memory: Engine) -> None:
+    app = Tenants("shop")
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    held = Held(memory)
+    app.add_url_rule("/", view_func=lambda: str(session.scalar(text("SELECT 1"))))
+    with app.app_context("theirs") as context:
+        assert context.g.tenant == "theirs"
+        assert isinstance(context, WithoutRoomContext)
+        session.execute(text("SELECT 1"))
+        assert held.count == 1
+    assert held.count == 0
+    assert app.test_client().get("/").text == "1"
+    assert held.count == 0
 
 
 def test_an_application_that_refuses_an_extension_is_left_as_it_was(

@@ -155,7 +155,7 @@ def test_a_teardown_that_is_called_by_hand_releases_the_session(
             use(session())
             assert held.count == 1
             if FLASK_3_2:
-                cast("Any", app).do_teardown_appcontext(context, None)
+                cast("Any", app).do_teardown_appcontext(ctx=context)
             else:
                 app.do_teardown_appcontext()
             assert held.count == 0
