@@ -84,6 +84,8 @@ def has_ended(context: AppContext) -> bool:
 
 
 def _context_methods(class_: type[AppContext]) -> dict[str, object]:
+    # Each context comes here, also one without a session. The names are written out,
+    # as by `setattr` and `getattr` it would take longer.
     def push(self: Any) -> None:
         if self._flask_sqlalchemy_session_ended:
             self._flask_sqlalchemy_session_ended = False

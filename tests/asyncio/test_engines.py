@@ -100,7 +100,7 @@ def test_a_pooled_connection_keeps_nothing_of_the_request_that_opened_it(
     assert "Connections in pool: 1" in fresh.pool.status()
 
 
-def test_a_connection_of_another_loop_is_replaced(
+def test_a_connection_that_belongs_to_another_loop_is_replaced(
     app: Flask, fresh: AsyncEngine
 ) -> None:
     """As below an ASGI server, after a set-up that it did not call."""
