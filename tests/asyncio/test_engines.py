@@ -127,6 +127,22 @@ def test_a_connection_that_belongs_to_another_loop_is_replaced(
     loop.close()
 
 
+# asyncio warns of what the loop that has ended can no longer close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_connection_whose_loop_has_ended_is_replaced(
+    app: Flask, fresh: AsyncEngine
+) -> None:
+    async def query() -> object:
+        async with fresh.connect() as connection:
+            return await connection.scalar(text("SELECT 1"))
+
+    assert asyncio.run(query()) == 1
+    for _ in range(2):
+        assert app.ensure_sync(query)() == 1
+    assert "Connections in pool: 1" in fresh.pool.status()
+    collect()
+
+
 async def _connect(url: str, driver: str) -> object:
     module = importlib.import_module(driver)
     connected: object = await getattr(module, "AsyncConnection", module).connect(url)

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import QueuePool, create_engine, event, text
+from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
 from tests.scope.flask_versions import before_flask_3_2
-from tests.support import Held, User
+from tests.support import Held, User, raises
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,6 +157,25 @@ def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
     wait_for_the_pool(engine)
     assert held.count == 0
     assert not invalidated
+
+
+def test_an_error_of_the_same_class_from_a_remove_of_ones_own_reaches_the_caller(
+    app: Flask, engine: Engine, held: Held
+) -> None:
+    class Strict(FlaskScopedSession[Session]):
+        def remove(self) -> None:
+            super().remove()
+            raise IllegalStateChangeError("its own")
+
+    session = Strict(sessionmaker(engine), app)
+
+    def use_it() -> None:
+        with app.app_context():
+            query(session)
+
+    with raises(IllegalStateChangeError, "its own"):
+        use_it()
+    assert held.count == 0
 
 
 @before_flask_3_2("it refuses to pop a context that is not current")
