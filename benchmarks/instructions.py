@@ -49,8 +49,13 @@ def run_hot_paths() -> None:
     """
     app, bare = Flask("app"), Flask("bare")
     session = FlaskScopedSession(sessionmaker(create_engine("sqlite://")), app)
-    names: dict[str, Any] = {**locals(), "proxy": session.proxy}
-    names["current_session"] = current_session
+    names: dict[str, Any] = {
+        "app": app,
+        "bare": bare,
+        "session": session,
+        "current_session": current_session,
+        "proxy": session.proxy,
+    }
     with app.app_context():
         for source in ("pass", *HOT_PATHS.values()):
             loop = f"def run(repetitions):\n for _ in repetitions:\n  {source}\n"
@@ -98,6 +103,7 @@ def main() -> int:
         print(f"{name:40} {now:8} {now / before - 1:+.1%}")  # noqa: T201  # a command's output
     if "--write" in sys.argv:
         STORED.write_text(json.dumps({**stored, key: counts}, indent=2) + "\n")
+        return 0
     return grown
 
 

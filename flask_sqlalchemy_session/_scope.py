@@ -237,8 +237,7 @@ def _warn(holders: list[Holder]) -> None:
 
 def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
     """Let a context hold a session, which no use of it finds yet."""
-    if "get_bind" in getattr(session, "__dict__", ()):
-        allow_use(session)  # a factory may return one that was closed, again
+    allow_use(session)  # a factory may return one that was closed, again
     holder = Holder(registry, session, app, _RELEASED in scope)
     first: Holder = scope.setdefault(_FIRST, holder)
     if first is not holder:

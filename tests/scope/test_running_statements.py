@@ -279,6 +279,13 @@ def test_a_thread_that_reads_rows_is_waited_for(
     assert future.result(30) == [1, 2, 0]
 
 
+def read_rows(session: Session) -> list[int]:
+    """Read two rows, the second of which takes its time."""
+    rows = text("SELECT 1 UNION ALL SELECT sleep(0.3)")
+    found = session.execute(rows, execution_options={"yield_per": 1})
+    return list(found.scalars())
+
+
 @on_sqlite
 @pytest.mark.parametrize("reader", [0, 1])
 def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
@@ -288,7 +295,6 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rows = text("SELECT 1 UNION ALL SELECT sleep(0.3)")
     together = threading.Barrier(2)
 
     def slow_get_ident() -> int:
@@ -299,9 +305,7 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
         together.wait(30)
         given = session()
         together.wait(30)
-        if number != reader:
-            return []
-        return list(given.execute(rows, execution_options={"yield_per": 1}).scalars())
+        return read_rows(given) if number == reader else []
 
     with ThreadPoolExecutor(2) as pool:
         with app.app_context():
@@ -324,7 +328,6 @@ def test_a_thread_that_was_too_late_to_make_the_session_is_waited_for(
     app: Flask, engine: Engine
 ) -> None:
     together, maker = threading.Barrier(2), sessionmaker(engine)
-    rows = text("SELECT 1 UNION ALL SELECT sleep(0.3)")
 
     def make() -> Session:
         together.wait(30)
@@ -334,9 +337,7 @@ def test_a_thread_that_was_too_late_to_make_the_session_is_waited_for(
     def job() -> list[int]:
         given = session()
         together.wait(30)
-        if given is made[threading.get_ident()]:
-            return []
-        return list(given.execute(rows, execution_options={"yield_per": 1}).scalars())
+        return [] if given is made[threading.get_ident()] else read_rows(given)
 
     made: dict[int, Session] = {}
     session = FlaskScopedSession(make, app)
