@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -92,6 +93,9 @@ def main() -> int:
 
     :return: 1 when a hot path has grown, otherwise 0.
     """
+    if shutil.which("valgrind") is None:
+        print("Skipped: valgrind is not installed.")  # noqa: T201  # a command's output
+        return 0
     build = [f"Python {platform.python_version()} ({platform.python_compiler()})"]
     key = ", ".join(build + [f"{name} {version(name)}" for name in PACKAGES])
     stored = json.loads(STORED.read_text())
@@ -100,7 +104,7 @@ def main() -> int:
     for name, now in counts.items():
         before = stored.get(key, {}).get(name, now)
         grown |= now > before * (1 + TOLERANCE)
-        print(f"{name:40} {now:8} {now / before - 1:+.1%}")  # noqa: T201  # a command's output
+        print(f"{name:40} {now:8} {now / before - 1:+.1%}")  # noqa: T201  # as above
     if "--write" in sys.argv:
         STORED.write_text(json.dumps({**stored, key: counts}, indent=2) + "\n")
         return 0
