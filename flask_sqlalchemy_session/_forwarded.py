@@ -6,13 +6,23 @@ from types import TracebackType
 from typing import Generic
 
 from sqlalchemy import Connection, Engine, TableClause
-from sqlalchemy.orm import Mapper, SessionTransaction, scoped_session
+from sqlalchemy.orm import (
+    Mapper,
+    SessionTransaction,
+    scoped_session,
+    scoping,
+    sessionmaker,
+)
 from sqlalchemy.orm.session import JoinTransactionMode
 from typing_extensions import TypeVar
 
 from ._factory import S
 
 O = TypeVar("O")  # noqa: E741  # as SQLAlchemy names the type of an entity
+
+# SQLAlchemy imports it for type checkers only, and annotates `scoped_session` with it.
+# Without it `typing.get_type_hints` would fail for every subclass.
+vars(scoping).setdefault("sessionmaker", sessionmaker)
 
 
 class ForwardingScopedSession(scoped_session[S], Generic[S]):

@@ -130,9 +130,7 @@ def test_the_signature_of_a_function_can_be_evaluated(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_hints_of_a_class_can_be_looked_up(name: str) -> None:
-    # SQLAlchemy's own `scoped_session` names one that its module does not import.
-    known = {"sessionmaker": sessionmaker, "async_sessionmaker": async_sessionmaker}
-    hints = get_type_hints(CLASSES[name], localns=known)
+    hints = get_type_hints(CLASSES[name])
     assert not [hint for hint in hints.values() if isinstance(hint, str)]
 
 
@@ -146,7 +144,7 @@ def test_the_signature_of_a_class_can_be_evaluated(name: str) -> None:
 
 
 def test_an_object_s_factory_is_hinted_as_what_it_may_be() -> None:
-    hint = get_type_hints(FlaskScopedSession, localns={"sessionmaker": sessionmaker})
+    hint = get_type_hints(FlaskScopedSession)
     assert get_origin(hint["session_factory"]) is SessionFactory
     async_hint = get_type_hints(FlaskAsyncScopedSession)
     assert get_origin(async_hint["session_factory"]) is AsyncSessionFactory
