@@ -65,16 +65,10 @@ def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> 
     return made
 
 
-def watched(class_: type[AppContext]) -> type[AppContext]:
-    """Return the class of contexts that say when they are popped."""
-    return _subclasses.get(class_) or subclass(class_, _context_methods)
-
-
 def watch(context: AppContext) -> None:
     """Let a context that is to have sessions say when it is popped."""
-    class_ = watched(type(context))
-    if class_ is not type(context):
-        context.__class__ = class_
+    if getattr(context, _USED, None) is None:
+        context.__class__ = subclass(type(context), context_methods)
     setattr(context, _USED, True)
 
 
@@ -83,7 +77,7 @@ def has_ended(context: AppContext) -> bool:
     return getattr(context, _ENDED, False)
 
 
-def _context_methods(class_: type[AppContext]) -> dict[str, object]:
+def context_methods(class_: type[AppContext]) -> dict[str, object]:
     # Each context comes here, also one without a session. The names are written out,
     # as by `setattr` and `getattr` it would take longer.
     def push(self: Any) -> None:
@@ -123,12 +117,11 @@ def end(context: AppContext | None, *, popped: bool = True) -> None:
 
     :param popped: whether it has ended, or goes on, with sessions that are yet to make.
     """
-    if context is not None:
-        if popped:
-            setattr(context, _ENDED, True)
-            setattr(context, OWED, False)
-        if getattr(context, _USED, False):
-            release(context)
+    if popped:
+        setattr(context, _ENDED, True)
+        setattr(context, OWED, False)
+    if context is not None and getattr(context, _USED, False):
+        release(context)
 
 
 def _call_without_app(

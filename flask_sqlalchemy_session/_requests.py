@@ -20,11 +20,11 @@ from ._context import find_context
 from ._ending import (
     BEFORE_FLASK_3_2,
     OWED,
+    context_methods,
     end,
     has_ended,
     subclass,
     watch,
-    watched,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _Unshared:
 
 
 def _application_methods(class_: type[Flask]) -> dict[str, object]:
-    context_class = watched(AppContext)
+    context_class: type[AppContext] = subclass(AppContext, context_methods)
 
     def app_context(self: Flask, *args: Any, **kwargs: Any) -> AppContext:
         if class_.app_context is _flasks_app_context:
