@@ -13,7 +13,7 @@ import warnings
 from _thread import start_new_thread
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
-from threading import get_ident
+from threading import Thread, current_thread, get_ident
 from typing import Any, Protocol
 from weakref import ref
 
@@ -34,10 +34,11 @@ SECONDS_BETWEEN_ATTEMPTS = 0.01
 # A listener may use the session again each time that one is closed, and so for ever.
 _TURNS = 10
 
-_FIRST = "_flask_sqlalchemy_session_first"
-_OTHERS = "_flask_sqlalchemy_session_others"
-_RELEASED = "_flask_sqlalchemy_session_released"
-_SEALED = "_flask_sqlalchemy_session_sealed"
+# On `g`, where no name of a session makes a key that begins like these.
+_FIRST = "_flask_sqlalchemy_sessions_first"
+_OTHERS = "_flask_sqlalchemy_sessions_others"
+_RELEASED = "_flask_sqlalchemy_sessions_released"
+_SEALED = "_flask_sqlalchemy_sessions_sealed"
 
 
 class Registry(Protocol):
@@ -69,8 +70,8 @@ class Holder:
         "others",
         "registry",
         "session",
-        "sharing",
         "thread",
+        "threads",
     )
 
     registry: Registry | None
@@ -82,8 +83,8 @@ class Holder:
     left: bool
     """Whether it was left to a thread of its own to close the session."""
 
-    sharing: list[int]
-    """The threads that were given the session, beside the one that made it."""
+    threads: list[Thread]
+    """Those that were given the session, first the one that made it."""
 
     def __init__(
         self, registry: Registry, session: Any, app: Flask, late: bool = False
@@ -94,7 +95,7 @@ class Holder:
         self.late = late
         self.left = False
         self.others: Collection[Holder] = ()
-        self.sharing = []
+        self.threads = [current_thread()]
         live.add(ref(self, forget))
         self.registry = self.closer = registry
 
@@ -143,8 +144,8 @@ class Holder:
 
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
-        if get_ident() not in self.sharing:
-            self.sharing.append(get_ident())  # atomic, as others may do the same
+        if current_thread() not in self.threads:
+            self.threads.append(current_thread())  # atomic, as others may do the same
 
     def close(self, *, seconds: float | None = None) -> None:
         """Close the session, if that is still to be done.
@@ -158,16 +159,17 @@ class Holder:
         if closer is None:
             return  # pragma: no cover  # another thread was faster
         session = self.session
+        # A listener that uses the session meanwhile is given another one, and so is a
+        # thread that is not noted yet.
+        registry, self.registry = self.registry, None
         is_shared = (
-            (self.sharing or self.thread != get_ident())
+            (len(self.threads) > 1 or self.thread != get_ident())
             and closer.serves_a_thread
             and isinstance(session, Session)  # and no fake of a test
         )
-        # A listener that uses the session meanwhile is given another one.
-        registry, self.registry = self.registry, None
         try:
             if is_shared:
-                end_use(session, (self.thread, *self.sharing))
+                end_use(session, self.threads)
             closer.close_session(session, seconds=seconds)
         except IllegalStateChangeError:
             if is_shared:

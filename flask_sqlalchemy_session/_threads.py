@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from threading import get_ident
+from threading import Thread, get_ident
 from types import FrameType
-from typing import NoReturn
+from typing import Any
+from weakref import ref
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
@@ -22,43 +23,68 @@ _has_gil: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 _frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames")  # noqa: B009  # private to pyright
 
 
-def end_use(session: Session, threads: Collection[int]) -> None:
-    """Let a session refuse statements, once no other thread is inside it.
+class _Refusal:
+    """Stands for the `get_bind` of a session, which each statement asks for."""
+
+    def __init__(self, session: Session, threads: Collection[int | None]) -> None:
+        self.session = ref(session)  # which has this, and is no cycle
+        self.threads = {*threads} - {get_ident()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> object:
+        if get_ident() in self.threads:
+            raise InvalidRequestError(
+                "This session was closed, after another thread had been given it: its "
+                "context has ended, or session.remove() was called. Give work that "
+                "outlives a request a context of its own: 'with app.app_context():'. "
+                "[closed-session]"
+            )
+        # A test's own session, which its factory returns each time.
+        session = self.session()
+        assert session is not None  # it asks
+        return type(session).get_bind(session, *args, **kwargs)
+
+
+def end_use(session: Session, threads: Collection[Thread]) -> None:
+    """Let a session refuse other threads' statements, once none is inside it.
 
     :param threads: those that were given the session.
     :raises IllegalStateChangeError: while one is inside it. It may refuse statements
         all the same, until :func:`allow_use`.
     """
-    _check(session, threads)
-    # Each statement asks for it, and before it has a connection. A thread that asked
-    # earlier is found by the second check.
-    vars(session).setdefault("get_bind", _refuse)
-    _check(session, threads)
+    # Another thread may have the number of one that has ended.
+    running = {thread.ident for thread in threads if _is_running(thread)}
+    _check(session, running)
+    # It is asked for before there is a connection. A thread that asked earlier is found
+    # by the second check.
+    vars(session).setdefault("get_bind", _Refusal(session, running))
+    _check(session, running)
 
 
 def allow_use(session: object) -> None:
     """Let a session execute statements, also if it was about to be closed."""
     attributes = getattr(session, "__dict__", {})  # a test's fake may have none
-    if attributes.get("get_bind") is _refuse:
+    if isinstance(attributes.get("get_bind"), _Refusal):
         del attributes["get_bind"]
 
 
-def _refuse(*_: object, **__: object) -> NoReturn:
-    raise InvalidRequestError(
-        "This session was closed, after another thread had been given it: its context "
-        "has ended, or session.remove() was called. Give work that outlives a request "
-        "a context of its own: 'with app.app_context():'. [closed-session]"
-    )
+def _is_running(thread: Thread) -> bool:
+    try:
+        return thread.is_alive()
+    except RuntimeError:  # so Python tells it of one that it did not start
+        return False
 
 
-def _check(session: Session, threads: Collection[int]) -> None:
+def _check(session: Session, given: Collection[int | None]) -> None:
     if not _has_gil():  # the frames of a thread that runs can't be followed
         return
     frames = _frames()
-    # A frame that refers to itself keeps what it knows until the collector comes.
-    del frames[get_ident()]
+    # Not this thread, whose number is another one under gevent: a frame that refers to
+    # itself keeps what it knows until the collector comes.
+    here = [each for each in frames if frames[each].f_code is _check.__code__]
+    for thread in here:
+        del frames[thread]
     for thread, frame in frames.items():
-        if _is_inside(session, frame, thread in threads):
+        if _is_inside(session, frame, thread in given):
             raise IllegalStateChangeError(
                 "Another thread executes a statement on this session, which can't be "
                 "closed meanwhile. Wait for that thread, or give it a context of its "

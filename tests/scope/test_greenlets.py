@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING
@@ -146,3 +148,59 @@ def test_a_task_can_have_a_context_inside_the_one_that_it_inherited(
         inner = asyncio.run(work_in_tasks())
     assert len({id(one) for one in [outer, *inner]}) == MANY + 1
     assert held.count == 0
+
+
+PATCHED = """
+from gevent.monkey import patch_all
+patch_all()
+
+import contextvars, gc, warnings
+from concurrent.futures import ThreadPoolExecutor
+import gevent
+from flask import Flask
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from flask_sqlalchemy_session import FlaskScopedSession, current_session
+
+gc.disable()
+warnings.simplefilter("error")
+app = Flask("shop")
+engine = create_engine("sqlite:///test.sqlite3")
+FlaskScopedSession(sessionmaker(engine), app)
+
+def use():
+    return str(current_session.scalar(text("SELECT 1")))
+
+@app.get("/greenlet")
+def greenlet():
+    use()
+    return gevent.spawn(contextvars.copy_context().run, use).get()
+
+@app.get("/thread")
+def thread():
+    use()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, use).result()
+
+@app.get("/async")
+async def asynchronous():
+    return use()
+
+client = app.test_client()
+for path in ("/greenlet", "/thread", "/async"):
+    print(path, client.get(path).text, engine.pool.checkedout())
+"""
+
+
+def test_a_session_that_others_were_given_is_closed_in_a_patched_process(
+    tmp_path: Path,
+) -> None:
+    """Under gevent a thread's number is a greenlet's."""
+    done = subprocess.run(  # noqa: S603  # our own program
+        [sys.executable, "-c", PATCHED],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "/greenlet 1 0\n/thread 1 0\n/async 1 0\n", done.stderr

@@ -153,7 +153,9 @@ def test_the_end_waits_for_a_statement_of_another_thread(
 
 on_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 SLEEP = SLOW["sqlite"]
-LONG_SLEEP = text("SELECT sleep(30)")  # for a test that wakens it
+# For tests that waken them.
+LONG_SLEEP = text("SELECT sleep(30)")
+LONG_ROWS = text("SELECT 1 UNION ALL SELECT sleep(30)")
 
 
 @on_sqlite
@@ -297,9 +299,9 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
 ) -> None:
     together = threading.Barrier(2)
 
-    def slow_get_ident() -> int:
+    def slow_current_thread() -> threading.Thread:
         time.sleep(0.05)  # in which the other thread comes as far
-        return threading.get_ident()
+        return threading.current_thread()
 
     def job(number: int) -> list[int]:
         together.wait(30)
@@ -312,7 +314,7 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
             session()
             rollbacks = rollbacks_after_sleep(engine)
             monkeypatch.setattr(
-                "flask_sqlalchemy_session._scope.get_ident", slow_get_ident
+                "flask_sqlalchemy_session._scope.current_thread", slow_current_thread
             )
             jobs = [
                 pool.submit(contextvars.copy_context().run, job, number)
@@ -410,6 +412,56 @@ def test_a_session_that_a_factory_returns_again_is_used_again(
             assert job.result(30) == 1
     with app.app_context():
         assert shared.scalar(text("SELECT 2")) == 2
+
+
+@on_sqlite
+def test_a_session_of_ones_own_that_another_thread_was_given_can_be_used_again(
+    app: Flask, engine: Engine
+) -> None:
+    own = Session(engine)
+    shared = FlaskScopedSession(lambda: own, app, name="own")
+    worker = Worker(engine)
+    with app.app_context():
+        shared()
+        job = worker.start(lambda: shared.scalar(text("SELECT 1")))
+        assert job.result(30) == 1
+    assert own.scalar(text("SELECT 2")) == 2
+    own.close()
+
+
+@on_sqlite
+def test_a_thread_with_the_number_of_one_that_has_ended_is_not_waited_for(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine
+) -> None:
+    numbers: list[int] = []
+    held = Held(engine)
+
+    def use() -> None:
+        numbers.append(threading.get_ident())
+        session.execute(text("SELECT 1"))
+
+    def read() -> None:
+        numbers.append(threading.get_ident())
+        if numbers[0] == numbers[-1]:
+            with Session(engine) as own:
+                list(own.execute(LONG_ROWS, execution_options={"yield_per": 1}))
+
+    with app.app_context():
+        helper = threading.Thread(target=contextvars.copy_context().run, args=(use,))
+        helper.start()
+        helper.join()
+        for _ in range(100):
+            reader = threading.Thread(target=read)
+            reader.start()
+            if sleeping.wait(0.05):
+                break
+            reader.join()
+        else:
+            pytest.skip("no number was used again")
+    assert held.count == 1  # the reader's
+    waken.set()
+    reader.join()
+    assert held.count == 0
 
 
 @on_sqlite

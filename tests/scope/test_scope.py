@@ -99,6 +99,22 @@ def test_nested_contexts_of_two_apps_with_objects_of_their_own(
 
 
 @many_connections
+@pytest.mark.parametrize("name", ["first", "others", "released", "sealed", "ended"])
+def test_a_session_may_have_any_name(
+    name: str, app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    named = FlaskScopedSession(session.session_factory, app, name=name)
+    for one, other in ((session, named), (named, session)):
+        with app.app_context():
+            for each in (one, other):
+                each.execute(text("SELECT 1"))
+            one.remove()
+            one.execute(text("SELECT 1"))
+            assert held.count == 2
+        assert held.count == 0
+
+
+@many_connections
 def test_two_objects_under_two_names_are_both_released(
     app: Flask, engine: Engine, session: FlaskScopedSession[Session], held: Held
 ) -> None:
