@@ -29,6 +29,9 @@ _TEARDOWN = "do_teardown_appcontext"
 _ENDED = "_flask_sqlalchemy_session_ended"
 _USED = "_flask_sqlalchemy_session_used"
 
+# On a class, which it lives as long as: its subclass with other methods.
+_SUBCLASS = "_flask_sqlalchemy_session_subclass"
+
 # On a watched context: what its thread was about to end when it was popped.
 _OUTER = "_flask_sqlalchemy_session_outer"
 
@@ -41,7 +44,6 @@ _popping: dict[int, AppContext] = {}
 """The watched context that a thread pops, until its teardown begins."""
 
 _teardowns: WeakSet[Callable[..., None]] = WeakSet()
-_subclasses: dict[type[Any], type[Any]] = {}
 
 
 def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> Any:
@@ -52,16 +54,16 @@ def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> 
     could change how objects are laid out, and then none could be given it. What is made
     is its own subclass.
     """
-    made = _subclasses.get(class_)
+    made = vars(class_).get(_SUBCLASS)
     if made is None:
         names = {name: vars(class_).get(name) for name in ("__module__", "__doc__")}
         members = {**names, **methods(class_)}
-        new = new_class(
+        made = new_class(
             class_.__name__, (class_,), {}, lambda body: body.update(members)
         )
         # First its own, as another thread may look for it once it is the other's.
-        _subclasses[new] = new
-        made = _subclasses.setdefault(class_, new)
+        for each in (made, class_):
+            type.__setattr__(each, _SUBCLASS, made)  # whatever their own class says
     return made
 
 
@@ -72,7 +74,7 @@ def watch(context: AppContext) -> None:
     setattr(context, _USED, True)
 
 
-def has_ended(context: AppContext) -> bool:
+def has_ended(context: AppContext | None) -> bool:
     """Tell whether a watched context was torn down, and not pushed again since."""
     return getattr(context, _ENDED, False)
 
@@ -95,9 +97,12 @@ def context_methods(class_: type[AppContext]) -> dict[str, object]:
                 class_.pop(self, exc)
             self._flask_sqlalchemy_session_owed = False
         except BaseException as error:
-            # Its teardown began, or was kept from it by an interrupt.
-            if _popping.get(get_ident()) is not self or not isinstance(
-                error, Exception
+            # Its teardown began, or was kept from it by an interrupt, or by a pop
+            # elsewhere, after which it was used again.
+            if (
+                _popping.get(get_ident()) is not self
+                or not isinstance(error, Exception)
+                or has_ended(self)
             ):
                 end(self)
             raise

@@ -71,7 +71,8 @@ class ContextScoped(Generic[T]):
             # session alone; none of them may make a session. A property of the
             # class comes here when it raised: it is the session that it lacks.
             own = getattr(type(self), name, None)  # that of `type` too: `__name__`
-            if name.startswith("_") and not isinstance(own, property):
+            is_private = name.startswith("_") or name == "registry"  # not there yet
+            if is_private and not isinstance(own, property):
                 raise AttributeError(
                     f"{type(self).__name__!r} object has no attribute {name!r}"
                 )

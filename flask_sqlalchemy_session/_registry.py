@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import Any, Generic, Protocol, TypeAlias
 
 from flask import Flask
@@ -43,7 +43,7 @@ NONE: Mapping[str, object] = {}
 O = TypeVar("O", bound=Owner, default=Owner)  # noqa: E741  # short for the owner, as T is for the type
 
 
-_registering = Lock()
+_registering = RLock()  # an application may set up another when it is given one
 
 
 def key_of(extension: str, name: str) -> str:
@@ -211,6 +211,7 @@ def register(
             watch_contexts(app)
             if attribute is not None:
                 setattr(app, attribute, owner)
+            owners = app.extensions.get(extension, {})
             app.extensions[extension] = {**owners, owner.name: owner}
         except BaseException:  # an application may refuse any of these
             for name in vars(app).keys() - attributes.keys():

@@ -11,6 +11,7 @@ From Flask 3.2 on every request has a context of its own, and this is not instal
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import flask.globals
 from flask import Flask
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 # it as the current one after that is another request, or the rest of that one's body.
 _ANSWERED = "_flask_sqlalchemy_session_answered"
 
-# On a request context: the first application context that was pushed with it, and for
-# each time that it was pushed the one that was, or None.
+# On a request context: the first application context that was pushed with it, weakly,
+# as errors keep a request longer, and for each time that it was pushed the one that
+# was, or None.
 _OWN = "_flask_sqlalchemy_session_own"
 _PUSHED = "_flask_sqlalchemy_session_pushed"
 
@@ -84,12 +86,13 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
         return request
 
     def full_dispatch_request(self: Flask) -> Response:
-        own = getattr(flask.globals.request_ctx, _OWN, None)
+        # Weakly too, as this frame is what an error's traceback refers to.
+        own: ref[AppContext] | None = getattr(flask.globals.request_ctx, _OWN, None)
         try:
             return class_.full_dispatch_request(self)
         finally:
             if own is not None:
-                setattr(own, _ANSWERED, True)
+                setattr(own(), _ANSWERED, True)
 
     return {
         "app_context": app_context,
@@ -105,7 +108,7 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
             current is not None
             and current.app is app
             and (has_ended(current) or hasattr(current, _ANSWERED))
-            and vars(self).get(_OWN) is not current
+            and vars(self).get(_OWN) != ref(current)
         ):
             vars(self)["app"] = _Unshared(self)
         try:
@@ -117,7 +120,7 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
                 pushed = None
             else:
                 setattr(pushed, OWED, True)
-                vars(self).setdefault(_OWN, pushed)
+                vars(self).setdefault(_OWN, ref(pushed))
             vars(self).setdefault(_PUSHED, []).append(pushed)
 
     def pop(self: RequestContext, *args: Any, **kwargs: Any) -> None:
@@ -128,7 +131,8 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
             # 3.0, a body that the request began up to 3.1.
             pushed = vars(self).get(_PUSHED)
             context = pushed.pop() if pushed else None
-            if context is not None and getattr(context, OWED):
+            # Or it was popped there, and used since.
+            if context is not None and (getattr(context, OWED) or has_ended(context)):
                 end(context)
 
     return {"push": push, "pop": pop}

@@ -358,3 +358,13 @@ def test_a_misspelt_name_is_an_attribute_error(
         for target in (session, current_session, session.proxy):
             with pytest.raises(AttributeError, match="object has no attribute"):
                 getattr(target, "exceute")  # noqa: B009  # no checker knows it
+
+
+def test_an_attribute_that_is_asked_for_before_the_object_is_made_is_told_so() -> None:
+    class Shop(FlaskScopedSession):
+        def __init__(self) -> None:
+            self.prefix = self.is_active
+            super().__init__(sessionmaker())
+
+    with pytest.raises(AttributeError, match="'Shop' object has no attribute"):
+        Shop()

@@ -11,11 +11,13 @@ import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from flask import Flask, g, stream_with_context
 from flask.ctx import AppContext
+from flask.globals import app_ctx
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from werkzeug.test import EnvironBuilder
@@ -71,6 +73,11 @@ def rows(app: Flask, ended: list[Session]) -> Iterator[int]:
         use(ended)
         yield 1
         yield 2
+
+
+def app_ctx_of_here() -> AppContext:
+    context: AppContext = getattr(app_ctx, "_get_current_object")()  # noqa: B009  # documented
+    return context
 
 
 def first_row(app: Flask, ended: list[Session]) -> None:
@@ -318,6 +325,37 @@ def test_the_end_of_a_context_that_used_no_session_leaves_the_live_one_alone(
             context.pop()
         assert session.in_transaction()
         session.rollback()
+    assert held.count == 0
+
+
+@before_flask_3_2("it refuses to pop a context that is not current")
+@pytest.mark.parametrize("kind", ["a request", "a context"])
+def test_what_is_used_after_a_pop_elsewhere_is_released_at_its_own_end(
+    kind: str, app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    def work() -> str:
+        session.scalars(select(User)).all()
+        with ThreadPoolExecutor(1) as pool:
+            # Flask empties a context's tokens only on a thread that has a context.
+            pool.submit(pop_in_another_context, app_ctx_of_here()).result()
+        assert held.count == 0
+        session.scalars(select(User)).all()
+        assert held.count == 1
+        return "used"
+
+    def pop_in_another_context(context: AppContext) -> None:
+        with app.app_context(), suppress(ValueError):
+            context.pop()
+
+    def work_in_a_context() -> None:
+        with app.app_context():
+            work()
+
+    app.add_url_rule("/", view_func=work)
+    request = partial(app.test_client().get, "/")
+    # It stays current where it was pushed, as Flask fails to pop it again.
+    with suppress(IndexError):
+        contextvars.Context().run(request if kind == "a request" else work_in_a_context)
     assert held.count == 0
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import pytest
 from flask import (
     Flask,
+    abort,
     appcontext_popped,
     appcontext_tearing_down,
     copy_current_request_context,
+    g,
     request_tearing_down,
 )
 from sqlalchemy import create_engine, event, select, text
@@ -21,6 +24,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
 from tests.faults import FAULTS, Side, fail
+from tests.scope.flask_versions import before_flask_3_2
 from tests.support import (
     Base,
     Held,
@@ -362,3 +366,26 @@ def test_a_late_hook_still_gets_this_contexts_session_when_another_hook_failed(
     assert seen == [True]
     assert held.count == 0
     del caught
+
+
+@before_flask_3_2("a context whose view or hook raised is the collector's")
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_a_request_that_failed_keeps_nothing_of_its_context(
+    status: int, app: Flask, session: FlaskScopedSession[Session]
+) -> None:
+    alive: list[ref[object]] = []
+
+    @app.get("/")
+    def view() -> str:
+        use(session())
+        g.mark = OopsError()
+        alive.extend([ref(session()), ref(g.mark)])
+        if status == 500:
+            raise OopsError
+        if status == 404:
+            abort(404)
+        return "done"
+
+    app.testing = False
+    assert app.test_client().get("/").status_code == status
+    assert [each() for each in alive] == [None, None]

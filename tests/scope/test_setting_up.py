@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import gc
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -352,3 +353,48 @@ def told(error: BaseException | None) -> set[str]:
     if not errors:
         return {str(error)} | told(error.__context__)
     return set().union(*map(told, errors))
+
+
+def test_an_application_may_set_up_another_session_when_it_is_given_one(
+    memory: Engine,
+) -> None:
+    factory = sessionmaker(memory)
+
+    class Shop(Flask):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "scoped_session":
+                FlaskScopedSession(factory, self, name="reports")
+            super().__setattr__(name, value)
+
+    app = Shop("shop")
+    session = FlaskScopedSession(factory, app)
+    assert set(app.extensions[EXTENSION]) == {"default", "reports"}
+    with app.app_context():
+        for each in (session, app.extensions[EXTENSION]["reports"]):
+            use(each())
+    assert Held(memory).count == 0
+
+
+def test_the_class_of_an_application_and_of_its_contexts_is_freed(
+    memory: Engine,
+) -> None:
+    def make() -> list[ref[type]]:
+        class Shop(Flask):
+            def app_context(self) -> AppContext:
+                return Context(self)
+
+            def name_of_the_first(self) -> str:
+                return app.name
+
+        class Context(AppContext):
+            pass
+
+        app = Shop("shop")
+        session = FlaskScopedSession(sessionmaker(memory), app)
+        with app.app_context():
+            use(session())
+        return [ref(Shop), ref(Context)]
+
+    made = make()
+    gc.collect()
+    assert [each() for each in made] == [None, None]
