@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Concatenate, Generic
 
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction, async_scoped_session
@@ -26,12 +25,7 @@ class ForwardingAsyncScopedSession(async_scoped_session[AS], Generic[AS]):
         """
         return await self.registry().__aenter__()
 
-    async def __aexit__(
-        self,
-        type_: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
         """Close the session. It can be used again, as after `AsyncSession.close`."""
         await self.registry().__aexit__(type_, value, traceback)
 
