@@ -50,26 +50,24 @@ def leave_connections_to_parent() -> None:
 
 @event.listens_for(Pool, "checkout")
 def _note(
-    connection: object, entry: ConnectionPoolEntry, proxied: PoolProxiedConnection
+    connection: DBAPIConnection,
+    entry: ConnectionPoolEntry,
+    proxied: PoolProxiedConnection,
 ) -> None:
-    if isinstance(connection, AdaptedConnection):
-        _entries.add(entry)
-        _checked_out.add(proxied)
-        _leave_to_its_loop(entry)
-
-
-def _leave_to_its_loop(entry: ConnectionPoolEntry) -> None:
-    """Let a connection that another loop made be closed there.
+    """Note a connection, or let one that another loop made be closed there.
 
     Below an ASGI server the views run on the server's loop, and what it does not call,
     as where the application is set up, on the one of this library.
 
     :raises DisconnectionError: which makes the pool connect anew.
     """
-    connection = entry.dbapi_connection
+    if not isinstance(connection, AdaptedConnection):
+        return
+    _entries.add(entry)
+    _checked_out.add(proxied)
     loop: asyncio.AbstractEventLoop | None = entry.info.get(_LOOP)
     if loop is not None and loop is not asyncio.get_running_loop():
-        if connection is not None and loop.is_running():
+        if loop.is_running():
             entry.dbapi_connection = None  # type: ignore[misc]  # ty: ignore[missing-slot]  # as above
             closing = greenlet_spawn(connection.close)
             Context().run(asyncio.run_coroutine_threadsafe, closing, loop)
