@@ -17,10 +17,7 @@ from sqlalchemy.util import ScopedRegistry, greenlet_spawn
 from werkzeug.local import LocalProxy
 
 from flask_sqlalchemy_session._context import ScopeError, current_context
-from flask_sqlalchemy_session._factory import (
-    check_callable,
-    class_made_by,
-)
+from flask_sqlalchemy_session._factory import check_callable, class_made_by
 from flask_sqlalchemy_session._fork import living
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import (
@@ -53,33 +50,26 @@ async def _close(session: AsyncSession) -> None:
     """Close a session and give back every connection, also if closing fails."""
     sync_session = session.sync_session
     autobegin = sync_session.autobegin
-    try:
-        await _close_transaction(session)
-        if sync_session.in_transaction():
-            # A listener of its end began the next one, as it may for ever.
-            sync_session.autobegin = False
-            await _close_transaction(session)
-    finally:
-        sync_session.autobegin = autobegin
+    # A listener of a transaction's end may begin the next one, and so for ever.
+    for may_begin in (autobegin, False):
+        transaction = sync_session.get_transaction()
+        sync_session.autobegin = may_begin
+        try:
+            await _end_transaction(session)
+        except BaseException:
+            # There is none where an interrupt came before any use.
+            if transaction is not None:  # pragma: no branch
+                await greenlet_spawn(close_transaction, transaction)
+            raise
+        finally:
+            sync_session.autobegin = autobegin
+        if not sync_session.in_transaction():
+            return
 
 
-async def _close_transaction(session: AsyncSession) -> None:
-    transaction = session.sync_session.get_transaction()
+async def _end_transaction(session: AsyncSession) -> None:
     loop: asyncio.AbstractEventLoop | None = getattr(session, _LOOP)
-    try:
-        if loop is not None and not loop.is_running():
-            await _drop(session)
-        else:
-            await _close_when_idle(session)
-    except BaseException:
-        if transaction is not None:  # pragma: no branch  # an interrupt before any use
-            await greenlet_spawn(close_transaction, transaction)
-        raise
-
-
-async def _drop(session: AsyncSession) -> None:
-    """Close a session whose connections can't be used any more."""
-    if session.in_transaction():
+    if loop is not None and not loop.is_running() and session.in_transaction():
         warnings.warn(
             "The event loop that a session was used on ended before the session was "
             "closed, so that its connections were dropped. Run what uses it with "
@@ -88,10 +78,7 @@ async def _drop(session: AsyncSession) -> None:
             ResourceWarning,
             stacklevel=2,
         )
-    await session.invalidate()
-
-
-async def _close_when_idle(session: AsyncSession) -> None:
+        return await session.invalidate()
     while True:
         try:
             return await session.close()
@@ -273,9 +260,8 @@ class FlaskAsyncScopedSession(
         self._registry = AsyncSessionRegistry[AS](self, EXTENSION, name)
         self.registry: ScopedRegistry[AS] = self._registry
         self._name = name
-        proxy: AsyncSessionProxy[AS] = AsyncSessionProxy(lambda: self)
         # The proxy stands for the session in every way that its type promises.
-        self._proxy = cast("AS", proxy)
+        self._proxy = cast("AS", AsyncSessionProxy(lambda: self))
         if app is not None:
             self.init_app(app)
 
