@@ -27,24 +27,26 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
 
     :raises BaseException: what the call raises.
     """
-    tasks: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[Context]] = []
     results: list[T] = []
-    # What becomes of a call that is cancelled before it begins.
-    errors: list[BaseException] = [asyncio.CancelledError()]
-    changed: list[Context] = []
-    handled = [error for error in sys.exc_info()[1:2] if error is not None]
+    errors: list[BaseException] = []
+    handled = [sys.exc_info()[1]]
     # No event: that is Python code, which an interrupt can leave halfway.
     ended: queue.SimpleQueue[object] = queue.SimpleQueue()
 
-    async def run() -> None:
+    async def run() -> Context:
         try:
-            results.append(await _handling(handled, function))
+            results.append(await _handling(handled.pop(), function))
         except BaseException as error:  # noqa: BLE001  # the caller's; an exit raised here would end the loop for everyone
-            errors[:] = [error]
-        changed.append(copy_context())
+            errors.append(error)
+        return copy_context()
 
     def start() -> None:
-        tasks.append(loop.create_task(run()))
+        # It begins at once where Python can do that, a turn of the loop earlier.
+        if sys.version_info >= (3, 12):
+            tasks.append(asyncio.eager_task_factory(loop, run()))
+        else:
+            tasks.append(loop.create_task(run()))
         tasks[0].add_done_callback(ended.put)
 
     def cancel() -> None:
@@ -53,14 +55,13 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
             ended.put(None)
 
     try:
-        loop.call_soon_threadsafe(start, context=copy_context())
+        loop.call_soon_threadsafe(start)
         ended.get()
     except BaseException:
         loop.call_soon_threadsafe(cancel)
         ended.get()
         raise
-    for context in changed:
-        _adopt(context)
+    _adopt(tasks[0].result())  # an error, where it was cancelled before it began
     if results:
         return results.pop()
     # Taken out of what its traceback refers to, for no cycle to keep it.
@@ -68,16 +69,18 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
 
 
 async def _handling(
-    errors: list[BaseException], function: Callable[[], Awaitable[T]]
+    error: BaseException | None, function: Callable[[], Awaitable[T]]
 ) -> T:
     """Call a coroutine function where an error is handled, if there is one."""
-    if not errors:
+    if error is None:
         return await function()
+    traceback = error.__traceback__
     try:
-        raise errors.pop()  # noqa: TRY301  # what the caller handles
-    except BaseException as error:  # noqa: BLE001  # whatever it is
-        # Without this frame, which is in nobody's code.
-        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+        raise error  # noqa: TRY301  # what the caller handles
+    except BaseException:  # noqa: BLE001  # whatever it is
+        # Without this frame, which is in nobody's code, nor a cycle with it.
+        error.__traceback__ = traceback
+        del error
         return await function()
 
 
@@ -89,33 +92,33 @@ def _adopt(context: Context) -> None:
             variable.set(value)
 
 
-def schedule(
+def schedule(coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
+    """Let the loop that runs here run a coroutine to its end. It logs what that raises.
+
+    The coroutine has none of the context variables at hand, which may keep much alive.
+    """
+    # Not in a turn of its own: where this is the last that the loop has to do, it still
+    # begins it.
+    task = Context().run(asyncio.create_task, coroutine)
+    scheduled.add(task)
+    task.add_done_callback(scheduled.discard)
+    return task
+
+
+def schedule_on(
     loop: asyncio.AbstractEventLoop,
     coroutine: Coroutine[object, object, None],
-    *,
-    here: bool,
     seconds: float,
 ) -> None:
-    """Let a loop run a coroutine to its end. It logs what that raises.
+    """Schedule a coroutine on a loop that another thread runs.
 
-    :param here: whether the calling thread runs the loop, and so can't wait.
     :param seconds: how long to wait for the end at most.
     """
     ended: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def start() -> None:
-        task = loop.create_task(coroutine)
-        scheduled.add(task)
-        task.add_done_callback(scheduled.discard)
-        task.add_done_callback(ended.put)
+        schedule(coroutine).add_done_callback(ended.put)
 
-    # None of the caller's context variables, which may keep much alive.
-    context = Context()
-    if here:
-        # Where this is the last that the loop has to do, it still begins it.
-        context.run(start)
-    else:
-        loop.call_soon_threadsafe(start, context=context)
-        if seconds:
-            with suppress(queue.Empty):
-                ended.get(timeout=seconds)
+    loop.call_soon_threadsafe(start, context=Context())
+    with suppress(queue.Empty):
+        ended.get(timeout=seconds)

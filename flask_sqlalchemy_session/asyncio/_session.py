@@ -29,7 +29,7 @@ from flask_sqlalchemy_session._registry import (
 from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS, Holder
 from flask_sqlalchemy_session._session import close_transaction
 
-from ._calls import call, schedule
+from ._calls import call, schedule, schedule_on
 from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
 from ._forwarded import ForwardingAsyncScopedSession
 from ._loop import (
@@ -139,11 +139,12 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
         loop = _loop_for(session)
         if loop is None:
             return
-        here = loop is loop_that_runs_here()
-        if seconds is None and not here:
+        if loop is loop_that_runs_here():
+            schedule(_close(session))
+        elif seconds is None:
             call(loop, partial(_close, session))
         else:
-            schedule(loop, _close(session), here=here, seconds=seconds or 0)
+            schedule_on(loop, _close(session), seconds)
 
     def release(self, session: AS) -> None:
         loop = _loop_for(session)
