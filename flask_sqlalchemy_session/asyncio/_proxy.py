@@ -12,17 +12,14 @@ from ._session import EXTENSION, AsyncSessionProxy, FlaskAsyncScopedSession
 
 
 def _default() -> FlaskAsyncScopedSession[AsyncSession]:
-    return cast(
-        "FlaskAsyncScopedSession[AsyncSession]",  # all that `init_app` puts there
-        owner_in(current_context(), EXTENSION, "default", FlaskAsyncScopedSession),
-    )
+    owner = owner_in(current_context(), EXTENSION, "default", FlaskAsyncScopedSession)
+    # All that `init_app` puts there.
+    return cast("FlaskAsyncScopedSession[AsyncSession]", owner)
 
 
-# Editors that do not look into a cast read the annotation.
-current_async_session: AsyncSession = cast(
-    "AsyncSession",  # which the proxy stands for in every way that the type promises
-    AsyncSessionProxy(_default),
-)
+# The proxy stands for a session in every way that the type promises. Editors that do
+# not look into a cast read the annotation.
+current_async_session: AsyncSession = cast("AsyncSession", AsyncSessionProxy(_default))
 """The current application context's async session.
 
 A proxy, in the manner of :data:`flask.g`: import it anywhere, and each use reaches
