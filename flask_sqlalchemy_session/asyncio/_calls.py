@@ -43,7 +43,7 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
 
     def start() -> None:
         # It begins at once where Python can do that, a turn of the loop earlier.
-        if sys.version_info >= (3, 12):
+        if hasattr(asyncio, "eager_task_factory"):
             tasks.append(asyncio.eager_task_factory(loop, run()))
         else:
             tasks.append(loop.create_task(run()))
@@ -99,7 +99,7 @@ def schedule(coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
     """
     # Not in a turn of its own: where this is the last that the loop has to do, it still
     # begins it.
-    task = Context().run(asyncio.create_task, coroutine)
+    task: asyncio.Task[None] = Context().run(asyncio.create_task, coroutine)  # ty: ignore[invalid-assignment]  # it does not infer the task's type
     scheduled.add(task)
     task.add_done_callback(scheduled.discard)
     return task
