@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -187,10 +186,7 @@ class AsyncSessionProxy(LocalProxy[AS]):
 
         def __dir__(self) -> list[str]:
             # Without a context `LocalProxy` would offer a shell nothing to complete.
-            try:
-                return dir(self._get_current_object())
-            except RuntimeError:
-                return dir(AsyncSession)
+            return super().__dir__() or dir(AsyncSession)
 
         @property
         def __class__(self):
@@ -205,7 +201,7 @@ class AsyncSessionProxy(LocalProxy[AS]):
         # Asked of an object, not of its class: `LocalProxy` would answer that it has
         # none outside a context.
         def __deepcopy__(self, memo: dict[int, Any]) -> AsyncSession:
-            return copy.deepcopy(self._get_current_object(), memo)
+            return super().__deepcopy__(memo)
 
 
 class FlaskAsyncScopedSession(
@@ -261,8 +257,9 @@ class FlaskAsyncScopedSession(
         self._registry = AsyncSessionRegistry[AS](self, EXTENSION, name)
         self.registry: ScopedRegistry[AS] = self._registry
         self._name = name
+        proxy: AsyncSessionProxy[AS] = AsyncSessionProxy(lambda: self)
         # The proxy stands for the session in every way that its type promises.
-        self._proxy = cast("AS", AsyncSessionProxy(lambda: self))
+        self._proxy = cast("AS", proxy)
         if app is not None:
             self.init_app(app)
 
