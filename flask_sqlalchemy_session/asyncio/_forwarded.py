@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Concatenate, Generic
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction, async_scoped_session
 from sqlalchemy.orm import Session
-from typing_extensions import ParamSpec, TypeVar
 
 from ._factory import AS
 

@@ -10,12 +10,11 @@ import threading
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from flask import Flask
-from typing_extensions import ParamSpec
 
-from flask_sqlalchemy_session._context import find_context, unproxied
+from flask_sqlalchemy_session._context import ScopeError, find_context, unproxied
 from flask_sqlalchemy_session._ending import has_ended, watch
 from flask_sqlalchemy_session._fork import never_finalise
 
@@ -64,10 +63,6 @@ class EventLoopThread:
                     self.loop = loop
         return self.loop
 
-    def is_here(self) -> bool:
-        """Tell whether the calling thread is the one that runs the loop."""
-        return self.thread is not None and self.thread.ident == threading.get_ident()
-
     def stop(self) -> None:
         """Cancel what runs, and end the loop."""
         self._ended = True
@@ -76,7 +71,6 @@ class EventLoopThread:
             self.thread.join(_SECONDS_TO_END)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
         while not self._ended:
             try:
                 loop.run_forever()
@@ -144,27 +138,27 @@ def loop_that_runs_here() -> asyncio.AbstractEventLoop | None:
         return None
     # Under gevent a thread is a greenlet, and asyncio, which asks the operating
     # system's thread, would take every greenlet for the loop's.
-    return None if loop is _shared.loop and not _shared.is_here() else loop
+    if loop is _shared.loop and _shared.thread is not threading.current_thread():
+        return None
+    return loop
 
 
-def current_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the loop that async views run on when this thread calls them.
+def loop_to_close_on(
+    made_on: asyncio.AbstractEventLoop | None,
+) -> asyncio.AbstractEventLoop | None:
+    """Return the loop to close a session on: the one that it was made on, if it can.
 
-    There is none any more when the process ends, but for what that loop itself does.
+    Else it is the one that async views run on when this thread calls them. There is
+    none any more when the process ends, but for what that loop itself does: what was
+    open was closed before.
     """
+    if made_on is not None and made_on.is_running():
+        return made_on
     return _server_loop() or _shared.started() or loop_that_runs_here()
 
 
 # Of the call that a task was started in: emptied when that has returned.
 _running: ContextVar[list[None]] = ContextVar("_running")
-
-
-def is_left_behind(context: AppContext) -> bool:
-    """Tell whether the current task outlived the call that started it, and a context.
-
-    A task of an earlier hook's may prepare what the view awaits.
-    """
-    return not _running.get([None]) and has_ended(context)
 
 
 class _OneLoop:
@@ -242,9 +236,26 @@ def use_one_event_loop(app: Flask) -> None:
         setattr(app, "async_to_sync", _OneLoop(app))  # noqa: B010  # a method, for type checkers
 
 
-def has_lasting_loop(app: Flask) -> bool:
-    """Tell whether async views run on a loop that outlives them, as far as is known.
+def check_loop(context: AppContext) -> None:
+    """Refuse a context where no loop lasts as long as a session and its connections.
 
-    An application that runs them in a way of its own is taken to know what it does.
+    :raises ScopeError: when views run on loops that end with them, or when the current
+        task outlived both the call that started it and the context.
     """
-    return getattr(app.async_to_sync, "__func__", None) is not Flask.async_to_sync
+    app = context.app
+    # A task of an earlier hook's may prepare what the view awaits.
+    if not _running.get([None]) and has_ended(context):
+        raise ScopeError(
+            f"This task outlived the view of Flask application {app.name!r} that "
+            "started it, and the view's context has ended. Give work that outlives a "
+            "request a context of its own: 'with app.app_context():'. [outlived-view]"
+        )
+    # An application that runs views in a way of its own is taken to know what it does.
+    if getattr(app.async_to_sync, "__func__", None) is Flask.async_to_sync:
+        raise ScopeError(
+            f"Flask application {app.name!r} runs each async view on an event loop "
+            "that ends with it, and a pooled connection can't outlive the loop that "
+            "made it. Add this line where the application is set up: "
+            "'use_one_event_loop(app)', with 'from flask_sqlalchemy_session.asyncio "
+            "import use_one_event_loop'. [one-event-loop]"
+        )

@@ -15,29 +15,18 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry, greenlet_spawn
 from werkzeug.local import LocalProxy
 
-from flask_sqlalchemy_session._context import ScopeError, current_context
+from flask_sqlalchemy_session._context import current_context
 from flask_sqlalchemy_session._factory import check_callable, class_made_by
 from flask_sqlalchemy_session._fork import living
 from flask_sqlalchemy_session._owner import ContextScoped
-from flask_sqlalchemy_session._registry import (
-    NONE,
-    ContextRegistry,
-    Keywords,
-    register,
-)
+from flask_sqlalchemy_session._registry import NONE, ContextRegistry, Keywords, register
 from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS, Holder
 from flask_sqlalchemy_session._session import close_transaction
 
 from ._calls import call, schedule, schedule_on
 from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
 from ._forwarded import ForwardingAsyncScopedSession
-from ._loop import (
-    at_end,
-    current_loop,
-    has_lasting_loop,
-    is_left_behind,
-    loop_that_runs_here,
-)
+from ._loop import at_end, check_loop, loop_that_runs_here, loop_to_close_on
 
 EXTENSION = "sqlalchemy_async_session"
 
@@ -87,15 +76,6 @@ async def _end_transaction(session: AsyncSession) -> None:
             await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)
 
 
-def _loop_for(session: AsyncSession) -> asyncio.AbstractEventLoop | None:
-    """Return the loop to close a session on: the one that it was made on, if it can.
-
-    When the process ends there is none: what was open was closed before.
-    """
-    loop: asyncio.AbstractEventLoop | None = getattr(session, _LOOP)
-    return current_loop() if loop is None or not loop.is_running() else loop
-
-
 class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
     """Makes and closes the sessions of a `FlaskAsyncScopedSession`."""
 
@@ -103,24 +83,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
     serves_a_thread = False
 
     def make_session(self, keywords: Keywords = NONE) -> AS:
-        context = current_context()
-        app = context.app
-        if is_left_behind(context):
-            raise ScopeError(
-                f"This task outlived the view of Flask application {app.name!r} that "
-                "started it, and the view's context has ended. Give work that "
-                "outlives a request a context of its own: 'with app.app_context():'. "
-                "[outlived-view]"
-            )
-        if not has_lasting_loop(app):
-            raise ScopeError(
-                f"Flask application {app.name!r} runs each async view on an event loop "
-                "that ends with it, and a pooled connection can't outlive the loop "
-                "that made it. Add this line where the application is set up: "
-                "'use_one_event_loop(app)', with 'from "
-                "flask_sqlalchemy_session.asyncio import use_one_event_loop'. "
-                "[one-event-loop]"
-            )
+        check_loop(current_context())
         return super().make_session(keywords)
 
     def accept(self, session: AS) -> None:
@@ -135,7 +98,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
         super().set(obj)
 
     def close_session(self, session: AS, *, seconds: float | None = None) -> None:
-        loop = _loop_for(session)
+        loop = loop_to_close_on(getattr(session, _LOOP))
         if loop is None:
             return
         if loop is loop_that_runs_here():
@@ -146,7 +109,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
             schedule_on(loop, _close(session), seconds)
 
     def release(self, session: AS) -> None:
-        loop = _loop_for(session)
+        loop = loop_to_close_on(getattr(session, _LOOP))
         # On the loop itself nothing can wait for `remove`, and a context that has
         # ended must not keep its session until then: the scope closes it.
         if loop is not None and loop is not loop_that_runs_here():
