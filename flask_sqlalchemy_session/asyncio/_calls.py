@@ -45,7 +45,7 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
         # It begins at once where Python can do that, a turn of the loop earlier.
         if hasattr(asyncio, "eager_task_factory"):
             tasks.append(asyncio.eager_task_factory(loop, run()))
-        else:
+        else:  # pragma: no cover  # Python 3.11 and older
             tasks.append(loop.create_task(run()))
         tasks[0].add_done_callback(ended.put)
 
