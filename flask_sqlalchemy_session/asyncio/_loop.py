@@ -63,6 +63,10 @@ class EventLoopThread:
                     self.loop = loop
         return self.loop
 
+    def is_here(self) -> bool:
+        """Tell whether the calling thread is the one that runs the loop."""
+        return self.thread is not None and self.thread.ident == threading.get_ident()
+
     def stop(self) -> None:
         """Cancel what runs, and end the loop."""
         self._ended = True
@@ -138,9 +142,7 @@ def loop_that_runs_here() -> asyncio.AbstractEventLoop | None:
         return None
     # Under gevent a thread is a greenlet, and asyncio, which asks the operating
     # system's thread, would take every greenlet for the loop's.
-    if loop is _shared.loop and _shared.thread is not threading.current_thread():
-        return None
-    return loop
+    return None if loop is _shared.loop and not _shared.is_here() else loop
 
 
 def loop_to_close_on(

@@ -39,7 +39,7 @@ async def _close(session: AsyncSession) -> None:
     sync_session = session.sync_session
     autobegin = sync_session.autobegin
     # A listener of a transaction's end may begin the next one, and so for ever.
-    for may_begin in (autobegin, False):
+    for may_begin in (autobegin, False):  # pragma: no branch  # the second one ends it
         transaction = sync_session.get_transaction()
         sync_session.autobegin = may_begin
         try:
