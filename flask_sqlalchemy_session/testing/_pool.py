@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import QueuePool, event
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
     from ._modes import Mode
     from ._shared import SharedConnection
 
-_CREATION = ("first_connect", "connect")
-_USE = ("checkout", "checkin", "reset")
-_FORWARDED = (*_USE, "invalidate", "soft_invalidate", "detach")
+_USE = ("checkout", "checkin", "reset", "invalidate", "soft_invalidate", "detach")
 
 
 class _Nobody(tuple[()]):
@@ -29,16 +26,6 @@ class _Nobody(tuple[()]):
 
     def __call__(self, *args: object) -> None:
         pass
-
-
-class _Unheard:
-    """The listeners of a pool, without those to what an application does with it."""
-
-    def __init__(self, dispatch: Any) -> None:
-        self._dispatch = dispatch
-
-    def __getattr__(self, name: str) -> Any:
-        return _Nobody() if name in _USE else getattr(self._dispatch, name)
 
 
 class SharedPool(QueuePool):
@@ -52,32 +39,24 @@ class SharedPool(QueuePool):
     """That of the engine's connections, once there was one."""
 
     def __init__(self, engine: Engine, shared: SharedConnection) -> None:
-        self.replaced: Pool = engine.pool
-        size = engine.pool.size() if isinstance(engine.pool, QueuePool) else 5
-
-        def create(rec: ConnectionPoolEntry) -> Any:
-            connection = shared.connect(self)
-            # What listeners have kept of the connection when it was made.
-            rec.info.update(self._info)
-            return connection
-
-        super().__init__(
-            create, pool_size=size, max_overflow=-1, dialect=engine.dialect
-        )
         self.engine = engine
+        self.replaced: Pool = engine.pool
         self._shared = shared
         self._info: dict[Any, Any] = {}
-        for name in _FORWARDED:
-            event.listen(self, name, partial(self._forward, name))
-        self._own = {
-            name: [*getattr(self.dispatch, name).listeners]
-            for name in (*_CREATION, *_FORWARDED)
-        }
+        size = engine.pool.size() if isinstance(engine.pool, QueuePool) else 5
+        super().__init__(
+            self._stand_in, pool_size=size, max_overflow=-1, dialect=engine.dialect
+        )
+        # Both pools have the same ones, also of those that come or go in the block.
+        heard = self.replaced.dispatch
+        for name in _USE:
+            setattr(self.dispatch, name, getattr(heard, name).for_modify(heard))
 
-    def _forward(self, name: str, *args: object) -> None:
-        # Those of every pool are called already.
-        for listener in [*getattr(self.replaced.dispatch, name).listeners]:
-            listener(*args)
+    def _stand_in(self, rec: ConnectionPoolEntry) -> Any:
+        stand_in = self._shared.connect(self)
+        # What listeners have kept of the connection when it was made.
+        rec.info.update(self._info)
+        return stand_in
 
     def connect(self) -> PoolProxiedConnection:
         self._shared.check_use()
@@ -108,26 +87,16 @@ class SharedPool(QueuePool):
     @contextmanager
     def _unheard(self) -> Generator[None]:
         heard = self.replaced.dispatch
-        vars(self.replaced)["dispatch"] = _Unheard(heard)
+        for name in _USE:
+            setattr(heard, name, _Nobody())
         try:
             yield
         finally:
-            vars(self.replaced)["dispatch"] = heard
+            for name in _USE:
+                setattr(heard, name, getattr(self.dispatch, name))
 
     def end(self) -> None:
         """Give the engine its pool back, and that the listeners set in the block."""
-        added = [
-            (name, listener)
-            for name, own in self._own.items()
-            for listener in getattr(self.dispatch, name).listeners
-            if listener not in own
-        ]
-        engine = self.engine
-        known = [each for each in added if event.contains(engine, *each)]
-        for each in known:
-            event.remove(engine, *each)
-        engine.pool = self.replaced
-        for name, listener in added:
-            # The engine can remove again what was set on it.
-            target = engine if (name, listener) in known else self.replaced
-            event.listen(target, name, listener)
+        self.engine.pool = self.replaced
+        for listener in self.dispatch.connect.listeners:
+            event.listen(self.engine, "connect", listener)
