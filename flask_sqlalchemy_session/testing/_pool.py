@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine, Pool, PoolProxiedConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from ._modes import Mode
     from ._shared import SharedConnection
+    from ._stand_in import Mode
 
 _USE = ("checkout", "checkin", "reset", "invalidate", "soft_invalidate", "detach")
 

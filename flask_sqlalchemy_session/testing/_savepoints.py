@@ -19,21 +19,13 @@ from ._errors import IsolationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._stand_in import StandIn
+
 _numbers = count(1)
 
 
 def new_name() -> str:
     return f"isolate_{next(_numbers)}"
-
-
-class Transaction:
-    """What one of those that share the connection takes for its transaction."""
-
-    failed = False
-    """Whether PostgreSQL would refuse all but a rollback."""
-
-    savepoints: list[tuple[str, str]]
-    """Its own name of each, and that in the database. It begins with one of ours."""
 
 
 class Savepoints:
@@ -46,9 +38,9 @@ class Savepoints:
         self._execute = execute
         # What can still be undone, the oldest first: who set a savepoint, with its name
         # in the database, or who wrote, without one.
-        self._log: list[tuple[Transaction, str]] = []
+        self._log: list[tuple[StandIn, str]] = []
 
-    def enter(self, one: Transaction) -> None:
+    def enter(self, one: StandIn) -> None:
         """Set the savepoints that a transaction needs before its next statement."""
         self._release_reader(one)
         if not one.savepoints:
@@ -57,60 +49,49 @@ class Savepoints:
             for _, name in one.savepoints:
                 self._push(one, name)
 
-    def set(self, one: Transaction, name: str = "") -> None:
+    def set(self, one: StandIn, name: str = "") -> None:
         one.savepoints.append((name, new_name()))
         self._push(one, one.savepoints[-1][1])
 
-    def set_for_statement(self, one: Transaction) -> None:
+    def set_for_statement(self, one: StandIn) -> None:
         """Let the next statement be undone alone, if others have written meanwhile."""
         if self._is_used_by_others(one, -1):
             self.set(one)
 
-    def note_write(self, one: Transaction) -> None:
+    def note_write(self, one: StandIn) -> None:
         if self._log[-1] != (one, ""):
             self._log.append((one, ""))
 
-    def fail(self, one: Transaction) -> None:
+    def fail(self, one: StandIn) -> None:
         """Undo what came after the last savepoint of a transaction that failed."""
         self._undo(one, -1)
         one.failed = True
 
-    def commit(self, one: Transaction) -> None:
-        self.release(one, 0)
+    def rollback(self, one: StandIn) -> None:
+        """Undo what a transaction has written, and end it.
 
-    def rollback(self, one: Transaction) -> None:
-        """Undo what a transaction has written.
+        :raises IsolationError: as :meth:`rollback_to`.
+        """
+        try:
+            self.rollback_to(one, 0)
+        finally:
+            self.release(one, 0)
+
+    def rollback_to(self, one: StandIn, number: int) -> None:
+        """Undo what a transaction has written after a savepoint of its own.
 
         :raises IsolationError: when that would undo what others have written. All
             of it is kept then.
         """
         self._release_reader(one)
-        used = self.is_open(one) and self._is_used_by_others(one, 0)
-        if self.is_open(one) and not used:
-            self._undo(one, 0)
-        self.release(one, 0)
-        if used and not self.closing:
-            self._refuse(
-                "A transaction was rolled back, or its session closed without a "
-                "commit, after it had written and while another session wrote too."
-            )
-
-    def rollback_to(self, one: Transaction, number: int) -> None:
-        """Undo what a transaction has written after a savepoint of its own.
-
-        :raises IsolationError: as :meth:`rollback`.
-        """
-        self._release_reader(one)
         if self.is_open(one):
-            if self._is_used_by_others(one, number):
-                self._refuse(
-                    "A savepoint was rolled back to after another session wrote inside "
-                    "it."
-                )
-            self._undo(one, number)
+            if not self._is_used_by_others(one, number):
+                self._undo(one, number)
+            elif not self.closing:
+                self._refuse("savepoint" if number else "transaction")
         del one.savepoints[number + 1 :]
 
-    def release(self, one: Transaction, number: int) -> None:
+    def release(self, one: StandIn, number: int) -> None:
         self._release_reader(one)
         if self.is_open(one):
             names = [name for _, name in one.savepoints[number:]]
@@ -123,23 +104,23 @@ class Savepoints:
                 del self._log[0]
         del one.savepoints[number:]
 
-    def is_open(self, one: Transaction) -> bool:
+    def is_open(self, one: StandIn) -> bool:
         return bool(one.savepoints) and (one, one.savepoints[0][1]) in self._log
 
-    def _push(self, one: Transaction, name: str) -> None:
+    def _push(self, one: StandIn, name: str) -> None:
         self._execute(f"SAVEPOINT {name}")
         self._log.append((one, name))
 
-    def _undo(self, one: Transaction, number: int) -> None:
+    def _undo(self, one: StandIn, number: int) -> None:
         _, name = one.savepoints[number]
         self._execute(f"ROLLBACK TO SAVEPOINT {name}")
         del self._log[self._log.index((one, name)) + 1 :]
 
-    def _is_used_by_others(self, one: Transaction, number: int) -> bool:
+    def _is_used_by_others(self, one: StandIn, number: int) -> bool:
         start = self._log.index((one, one.savepoints[number][1]))
         return any(owner is not one for owner, _ in self._log[start:])
 
-    def _release_reader(self, one: Transaction) -> None:
+    def _release_reader(self, one: StandIn) -> None:
         """Release the savepoints of the last transaction, if it has only read."""
         last, name = self._log[-1] if self._log else (one, "")
         if last is one or not name:
@@ -151,10 +132,11 @@ class Savepoints:
 
     def _refuse(self, what: str) -> None:
         refused = IsolationError(
-            f"{what} Inside isolate() the sessions of an engine share one connection, "
-            "which can't undo the work of one and keep what came after it from "
-            "another. Commit or roll back the first before the other writes. "
-            "[one-connection]"
+            f"A {what} was rolled back, or its session closed without a commit, after "
+            "it had written and while another session wrote too. Inside isolate() the "
+            "sessions of an engine share one connection, which can't undo the work of "
+            "one and keep what came after it from another. Commit or roll back the "
+            "first before the other writes. [one-connection]"
         )
         self.refused = self.refused or refused
         raise refused

@@ -9,21 +9,18 @@ driver nothing differs: SQLAlchemy's connections, options and events are the rea
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy.util import greenlet_spawn
 
 from ._errors import IsolationError
 from ._locks import TaskLock
-from ._modes import Mode, find_mode, find_sqlite_mode, leave_autocommit
 from ._pool import SharedPool
 from ._savepoints import Savepoints, new_name
-from ._stand_in import StandIn
-from ._statements import MYSQL
+from ._stand_in import Mode, StandIn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -47,10 +44,10 @@ _UNDO_NOTHING = (
     "USING (engine) WHERE table_schema = DATABASE() AND transactions = 'NO'"
 )
 _WRITING_FUNCTIONS = {
-    "postgresql": "SELECT lower(proname) FROM pg_catalog.pg_proc WHERE "
+    "postgresql": "SELECT upper(proname) FROM pg_catalog.pg_proc WHERE "
     "provolatile = 'v' AND (proname LIKE 'lo\\_%' OR "
     "pronamespace <> 'pg_catalog'::regnamespace)",
-    "mysql": "SELECT lower(routine_name) FROM information_schema.routines "
+    "mysql": "SELECT upper(routine_name) FROM information_schema.routines "
     "WHERE routine_type = 'FUNCTION'",
 }
 
@@ -68,10 +65,12 @@ class SharedConnection:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.dialect = engine.dialect
-        self.database = "mysql" if engine.dialect.name in MYSQL else engine.dialect.name
+        name = engine.dialect.name
+        self.database = "mysql" if name == "mariadb" else name
         #: Held for each statement.
         self.lock = TaskLock() if engine.dialect.is_async else RLock()
-        self.ended = False
+        #: The same, for what is called where an async driver can't await.
+        self.turn: Any = nullcontext() if engine.dialect.is_async else self.lock
         #: Why nothing can be done on the connection any more.
         self.broken: IsolationError | None = None
         self.savepoints = Savepoints(self.execute)
@@ -121,7 +120,7 @@ class SharedConnection:
         pooled = pool.connect_for_real()
         driver = cast("DBAPIConnection", pooled.dbapi_connection)
         try:
-            mode: Mode = self._mode_of(driver)
+            mode = self._mode_of(driver)
             where = self._where(driver)
             if self._given is None:
                 self.driver = driver
@@ -144,26 +143,32 @@ class SharedConnection:
     def _where(self, driver: DBAPIConnection) -> list[Any]:
         """Ask a new connection to what it leads: its database, user and schemas."""
         query = _WHERE.get(self.database)
-        if query is None or isinstance(driver, StandIn):
+        if query is None:
             return []
         try:
             return [*map(str, self._execute(query, driver)[0])]
         finally:
             driver.rollback()  # the transaction that this may have begun
 
-    def _mode_of(self, driver: DBAPIConnection) -> Mode:
-        if isinstance(driver, StandIn):  # of another block, around this one
-            mode: Mode = driver.mode
-            return mode
+    def _mode_of(self, driver: Any) -> Mode:
         if self.database == "sqlite":
-            raw = self.dialect.get_driver_connection(driver)
-            return find_sqlite_mode(driver, getattr(raw, "autocommit", None))
-        return find_mode(driver)
+            # Python 3.12's attribute; the older one counts where it is not set.
+            raw: Any = self.dialect.get_driver_connection(driver)
+            mode = Mode(getattr(raw, "autocommit", Mode.SQLITE.value))
+            legacy = mode is Mode.SQLITE and driver.isolation_level is None
+            return Mode.AUTOCOMMIT if legacy else mode
+        # A method sets it on some drivers for MySQL, and another tells.
+        get = getattr(driver, "get_autocommit", None)
+        value = getattr(driver, "autocommit", False) if get is None else get()
+        return Mode(value == 1)
 
     def _begin(self, mode: Mode) -> None:
         """Begin a transaction, whatever mode the driver is in."""
         try:
-            self._prepare(mode)
+            if self.database == "sqlite":
+                self._prepare_sqlite(mode)
+            else:
+                self._prepare(mode)
             # In SQLite this begins the transaction; its driver would at a change.
             self._execute(f"SAVEPOINT {self._name}")
             self._execute(f"SAVEPOINT {self._name}_tried")
@@ -185,34 +190,48 @@ class SharedConnection:
     def _prepare(self, mode: Mode) -> None:
         """Let the driver begin a transaction, and note what undoes that."""
         driver, dialect = self.driver, self.dialect
-        if isinstance(driver, StandIn):
-            driver.mode = Mode.TRANSACTION
-            self._on_end.callback(setattr, driver, "mode", mode)
-            self._on_end.callback(driver.rollback)
-        elif self.database == "sqlite":
-            if mode is not Mode.TRANSACTION and self._sqlite_in_transaction():
-                raise IsolationError(
-                    f"{self.engine} has a single connection, which was in a "
-                    "transaction that began before isolate(), and is rolled back "
-                    "now. End the transaction before the block. [single-connection]"
-                )
-            self._on_end.callback(self._roll_back_sqlite, mode)
-        else:
-            if mode is Mode.AUTOCOMMIT:
-                self._on_end.callback(leave_autocommit(driver))
-            try:
-                level = dialect.get_isolation_level(driver)
-            except (NotImplementedError, *self._errors()):  # the database has none
-                return
-            driver.rollback()
-            self._on_end.callback(self._restore_level, level)
-            self._on_end.callback(driver.rollback)
+        try:
+            level = dialect.get_isolation_level(driver)
+        except (NotImplementedError, *self._errors()):  # the database has none
+            return
+        driver.rollback()
 
-    def _restore_level(self, level: Any) -> None:
-        # What is in the way of a transaction is no part of it in MySQL.
-        if self.dialect.get_isolation_level(self.driver) != level:
-            self.dialect.set_isolation_level(self.driver, level)
-        self.driver.rollback()
+        def restore() -> None:
+            driver.rollback()
+            # What is in the way of a transaction is no part of it in MySQL.
+            if dialect.get_isolation_level(driver) != level:
+                dialect.set_isolation_level(driver, level)
+            driver.rollback()
+            if mode is Mode.AUTOCOMMIT:
+                dialect.set_isolation_level(driver, "AUTOCOMMIT")
+
+        self._on_end.callback(restore)
+        if mode is Mode.AUTOCOMMIT:
+            dialect.set_isolation_level(driver, level)
+
+    def _prepare_sqlite(self, mode: Mode) -> None:
+        driver, by_hand = self.driver, mode is not Mode.TRANSACTION
+        if by_hand and self._sqlite_in_transaction():
+            raise IsolationError(
+                f"{self.engine} has a single connection, which was in a transaction "
+                "that began before isolate(), and is rolled back now. End the "
+                "transaction before the block. [single-connection]"
+            )
+
+        @self._on_end.callback
+        def roll_back() -> None:
+            driver.rollback()
+            # In autocommit the driver's own method does nothing; where a transaction is
+            # always open, it begins the next.
+            if by_hand and self._sqlite_in_transaction():
+                self._execute("ROLLBACK")
+
+    def _sqlite_in_transaction(self) -> bool:
+        """Tell whether a transaction is open, where the driver tells."""
+        driver: Any = self.driver
+        if not isinstance(driver, StandIn):  # of another block, around this one
+            driver = self.dialect.get_driver_connection(driver)
+        return bool(getattr(driver, "in_transaction", True))
 
     # The end.
 
@@ -222,34 +241,23 @@ class SharedConnection:
         :raises IsolationError: when the transaction was ended by something else, or
             not all could be undone.
         """
-        with ExitStack() as stack:
-            if self._given is None:
-                self.ended = True
-            elif self._loop is None:
-                stack.callback(self._end, *self._given)
-            elif self._loop.is_running():
-                stack.callback(self._end_on_loop, self._loop, *self._given)
-            else:
-                stack.callback(self._drop, *self._given)
-            for pool in self.pools:
-                stack.callback(pool.end)
-
-    def _end_on_loop(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        pool: SharedPool,
-        pooled: PoolProxiedConnection,
-    ) -> None:
-        end = greenlet_spawn(self._end, pool, pooled)
-        asyncio.run_coroutine_threadsafe(end, loop).result()
-
-    def _drop(self, pool: SharedPool, pooled: PoolProxiedConnection) -> None:
-        self.ended = True
-        drop = partial(pool.give_back, pooled, broken=True)
-        if self.dialect.has_terminate:
-            drop()
+        for pool in self.pools:
+            pool.end()
+        if self._given is None:
+            self._give_back()
+        elif self._loop is None:
+            self._end()
+        elif self._loop.is_running():
+            end = greenlet_spawn(self._end)
+            asyncio.run_coroutine_threadsafe(end, self._loop).result()
+        elif self.dialect.has_terminate:
+            self._drop()
         else:  # its driver awaits the close, on any loop
-            asyncio.run(greenlet_spawn(drop))
+            asyncio.run(greenlet_spawn(self._drop))
+
+    def _drop(self) -> None:
+        self._lost = True
+        self._give_back()
         raise IsolationError(
             f"The event loop that {self.engine} was used on ended before isolate() "
             "did, so that its connection was dropped, and the database left to roll "
@@ -257,56 +265,47 @@ class SharedConnection:
             "the loop runs. [loop-before-block]"
         )
 
-    def _end(self, pool: SharedPool, pooled: PoolProxiedConnection) -> None:
-        with self.lock:
-            self.ended = True
-            kept: list[str] = []
-            try:
-                # Where something has ended the transaction, this savepoint is gone.
-                if self.broken is None:
-                    self.execute(f"ROLLBACK TO SAVEPOINT {self._name}")
-                    kept = self._kept_tables()
-            finally:
-                try:
-                    if not self._lost:
-                        self._on_end.close()
-                except BaseException:  # pragma: no cover  # it is lost at this moment
-                    self._lost = True
-                    raise
-                finally:
-                    pool.give_back(pooled, broken=self._lost)
-        self.check()
-        if kept:
-            raise IsolationError(
-                f"Rows that were written in the block are still in {self.engine}, in a "
-                "table without transactions, whose engine (MyISAM or Aria, say) can't "
-                f"roll back. It is one of: {', '.join(kept)}. Make it an InnoDB table, "
-                "or empty it after each test. [rows-left]"
-            )
+    def _end(self) -> None:
+        with self.lock, ExitStack() as stack:
+            stack.callback(self._give_back)
+            stack.callback(self._restore)
+            # Where something has ended the transaction, this savepoint is gone.
+            self.execute(f"ROLLBACK TO SAVEPOINT {self._name}")
+            if self.database == "mysql":
+                self._check_tables()
 
-    def _kept_tables(self) -> list[str]:
-        """Roll all back, and return the tables of which MySQL may warn that it can't.
+    def _check_tables(self) -> None:
+        """Miss what MySQL warns at a rollback that it can't roll back.
 
         It warns of temporary tables too, which no test finds again.
         """
-        if self.database != "mysql":
-            return []
         self.execute("ROLLBACK")
         warned = {row[1] for row in self.execute("SHOW WARNINGS")}
         tables = self.execute(_UNDO_NOTHING) if _CANT_ROLL_BACK in warned else []
-        return [str(row[0]) for row in tables]
+        if tables:
+            raise IsolationError(
+                f"Rows that were written in the block are still in {self.engine}, in a "
+                "table without transactions, whose engine (MyISAM or Aria, say) can't "
+                f"roll back. It is one of: {', '.join(str(row[0]) for row in tables)}. "
+                "Make it an InnoDB table, or empty it after each test. [rows-left]"
+            )
 
-    def _sqlite_in_transaction(self) -> bool:
-        """Tell whether a transaction is open, where the driver tells."""
-        raw = self.dialect.get_driver_connection(self.driver)
-        return bool(getattr(raw, "in_transaction", True))
+    def _restore(self) -> None:
+        try:
+            if not self._lost:
+                self._on_end.close()
+        except BaseException:  # pragma: no cover  # it is lost at this moment
+            self._lost = True
+            raise
 
-    def _roll_back_sqlite(self, mode: Mode) -> None:
-        self.driver.rollback()
-        # In autocommit the driver's own method does nothing; where a transaction is
-        # always open, it begins the next.
-        if mode is not Mode.TRANSACTION and self._sqlite_in_transaction():
-            self._execute("ROLLBACK")
+    def _give_back(self) -> None:
+        self.broken = IsolationError(
+            "This connection was opened inside an isolate() block that has ended. "
+            "Open another. [block-ended]"
+        )
+        if self._given is not None:
+            pool, pooled = self._given
+            pool.give_back(pooled, broken=self._lost)
 
     # What breaks it.
 
@@ -352,25 +351,18 @@ class SharedConnection:
 
     def _check_sqlite(self) -> None:
         """Miss a transaction that was ended, outside of which savepoints work too."""
-        if self.database != "sqlite":
-            return
-        try:
-            if not self._sqlite_in_transaction():
-                self._fail()
-        except self._errors() as error:  # it is closed
-            self.note_error(error)
+        if self.database == "sqlite" and not self._sqlite_in_transaction():
+            self._note_end()
             self.check()
-            raise  # pragma: no cover  # SQLite tells nothing else of it
 
-    def _fail(self) -> NoReturn:
-        self.broken = IsolationError(
+    def _note_end(self) -> None:
+        self.broken = self.broken or IsolationError(
             f"The transaction that isolate() keeps open on {self.engine} was ended by "
             "something else, so that what was committed in the block may still be in "
             "the database. The cause is a statement that commits by itself, or a use "
             "of the same driver connection that was open before the block. The last "
             f"statement was: {self._last or 'none'}. [transaction-ended]"
         )
-        raise IsolationError(*self.broken.args)
 
     def _errors(self) -> Any:
         return (self.dialect.loaded_dbapi.Error, OSError)
@@ -383,13 +375,14 @@ class SharedConnection:
         :raises IsolationError: when the transaction is not there any more.
         """
         self.check()
-        self._check_sqlite()
         try:
+            self._check_sqlite()
             return self._execute(statement)
         except self._errors() as error:
             self.note_error(error)
+            self._note_end()
             self.check()
-            self._fail()
+            raise
 
     def _execute(
         self, statement: str, driver: DBAPIConnection | None = None
@@ -422,19 +415,20 @@ class SharedConnection:
             with suppress(IsolationError):  # is raised again at the end of the block
                 self.abandoned.pop().rollback()
         writes = self.may_write(statement)
-        self._check_sqlite()
         self._last = statement.kind
-        self.savepoints.enter(one)
-        if self.database == "postgresql":
-            self.savepoints.set_for_statement(one)
         try:
+            self._check_sqlite()
+            self.savepoints.enter(one)
+            if self.database == "postgresql":
+                self.savepoints.set_for_statement(one)
             with self._in_driver():
                 result = call()
         except BaseException as error:
             self.note_error(error)
             with suppress(IsolationError):  # the user sees the driver's own error
                 self.check()
-                if self._is_aborted():
+                # PostgreSQL takes nothing but a rollback to a savepoint now, perhaps.
+                if self.database == "postgresql" and not self._answers():
                     self.savepoints.fail(one)
                 elif writes and not whole:  # a part of it, perhaps
                     self.savepoints.note_write(one)
@@ -442,10 +436,6 @@ class SharedConnection:
         if writes:
             self.savepoints.note_write(one)
         return result
-
-    def _is_aborted(self) -> bool:
-        """Tell whether PostgreSQL takes nothing but a rollback to a savepoint."""
-        return self.database == "postgresql" and not self._answers()
 
     def run_failed(self, call: Callable[[], T]) -> T:
         """Let a statement of a transaction that failed fail, as PostgreSQL does."""
@@ -461,14 +451,13 @@ class SharedConnection:
 
     def may_write(self, statement: Statement) -> bool:
         """Tell whether a statement may change something, with what it calls."""
-        if statement.writes():
+        if statement.writes:
             if not statement.is_dml and self.database == "postgresql":
                 self._functions = None  # it may make some; elsewhere that is refused
             return True
-        calls = statement.calls()
-        if calls and self._functions is None:
+        if statement.calls and self._functions is None:
             self._functions = self._find_functions()
-        return not calls.isdisjoint(self._functions or ())
+        return not statement.calls.isdisjoint(self._functions or ())
 
     def _find_functions(self) -> set[object]:
         """Return the names of the functions of the database that may write."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from contextlib import nullcontext, suppress
+from contextlib import suppress
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from ._cursor import StandInCursor, psycopg2_class
-from ._errors import IsolationError, has_ended
-from ._modes import Mode
-from ._savepoints import Transaction
-from ._statements import Statement, parse, words
+from ._errors import IsolationError
+from ._statements import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,25 +19,40 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._shared import SharedConnection
+    from ._statements import Statement
 
 T = TypeVar("T")
 
-_EXECUTING = ("call", "copy", "execute", "fetch", "mogrify_", "run_async", "stream")
-_REFUSED = words(
-    "backup blobopen change_user cmd_change_user cmd_query cmd_reset_connection "
-    "notifies pipeline query reset reset_session set_session tpc_begin tpc_commit "
-    "tpc_prepare tpc_rollback transaction xa"
+_EXECUTING = re.compile("call|copy|execute|fetch|mogrify_|run_async|stream")
+_REFUSED = re.compile(
+    "backup|blobopen|change_user|cmd_(change_user|query|reset_connection)|notifies|"
+    "pipeline|query|reset(_session)?|set_session|tpc_(begin|commit|prepare|rollback)|"
+    "transaction|xa"
 )
-_REFUSED_OF_ASYNC = _REFUSED | words(
-    "begin close commit cursor rollback set_autocommit terminate"
+_STAND_IN_HAS = re.compile(
+    "begin|close|commit|cursor|rollback|set_autocommit|terminate"
 )
 _NEEDS_NO_TRANSACTION = re.compile(
     r"\b(?:inside|within) (?:a )?transaction\b|invalid transaction termination"
 )
+_AUTOCOMMIT = re.compile(r"(?<!GLOBAL\.)(?<!GLOBAL )\bAUTOCOMMIT ?:?= ?(\w+)")
 _ON = ("1", "ON", "TRUE", "YES")
 
 
-class StandIn(Transaction):
+class Mode(Enum):
+    """When a statement outside of `BEGIN` and `COMMIT` is committed."""
+
+    # The values are those of Python 3.12's `sqlite3.Connection.autocommit`, of which
+    # other drivers know the first two.
+    TRANSACTION = False
+    """When the driver is told to commit."""
+    AUTOCOMMIT = True
+    """At once."""
+    SQLITE = -1
+    """At once, but for those that change rows. `sqlite3` does so by default."""
+
+
+class StandIn:
     """Stands for a driver connection of its own.
 
     Lives as long as that would in the engine's pool. It has a driver's attributes and
@@ -47,10 +61,15 @@ class StandIn(Transaction):
 
     shared: SharedConnection
     mode: Mode
+    savepoints: list[tuple[str, str]]
+    """Its own name of each, and that in the database. It begins with one of ours."""
     begun = False
     """Whether it is in a transaction, which a statement has begun."""
+    failed = False
+    """Whether PostgreSQL would refuse all but a rollback."""
     outermost = ""
-    """The savepoint that has begun it, where its release ends it."""
+    """The savepoint that has begun the transaction, where its release ends it."""
+    begun_read_only = False
     read_only = False
     deferrable: object = None
 
@@ -60,8 +79,8 @@ class StandIn(Transaction):
     def __getattr__(self, name: str) -> Any:
         driver = self.shared.driver
         value = getattr(driver, name)
-        if name in _REFUSED:
-            self.refuse(name)
+        if _REFUSED.fullmatch(name):
+            self.refuse(f"{name}()")
         if self.shared.dialect.get_driver_connection(driver) is value:
             return AsyncDriverConnection(self, value)
         return self.watch(name, value)
@@ -75,7 +94,7 @@ class StandIn(Transaction):
 
     def watch(self, name: str, value: T) -> T:
         """Let what a driver executes beyond `execute` be a statement that changes."""
-        if name.startswith(_EXECUTING) and callable(value):
+        if _EXECUTING.match(name) and callable(value):
             watched: Any = value
 
             def run(*args: Any, **kw: Any) -> Any:
@@ -84,9 +103,9 @@ class StandIn(Transaction):
             return cast("T", run)  # the same to its caller
         return value
 
-    def refuse(self, name: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
         raise IsolationError(
-            f"{name}() of a driver connection would end, nest or keep what isolate() "
+            f"{what} of a driver connection would end, nest or keep what isolate() "
             "needs: its transaction, or the connection that all share. Use the "
             "session's or the engine's methods instead. [driver-transaction]"
         )
@@ -116,9 +135,7 @@ class StandIn(Transaction):
                         "Autocommit can't be switched on or off in a transaction. "
                         "Commit it or roll it back before. [autocommit]"
                     )
-                # SQLite goes on in its transaction where autocommit is switched off.
-                commits = self.shared.database == "mysql" or mode is Mode.AUTOCOMMIT
-                if commits:  # pragma: no branch
+                if mode is Mode.AUTOCOMMIT:  # the others go on in their transaction
                     self.commit()
             self.mode = mode
 
@@ -167,15 +184,15 @@ class StandIn(Transaction):
         self.run("BEGIN", lambda: None)
 
     def start_transaction(self, *_: object, readonly: object = None, **__: Any) -> None:
-        self.run(f"BEGIN {'READ ONLY' if readonly else ''}", lambda: None)
+        if readonly:
+            self.refuse("start_transaction(readonly=True)")
+        self.begin()
 
     def commit(self) -> None:
         with self.shared.lock:
-            if self.shared.ended:
-                raise has_ended()
             self.shared.check()
-            savepoints, failed = self.shared.savepoints, self.failed
-            self._end(savepoints.rollback if failed else savepoints.commit)
+            failed = self.failed
+            self._end(commits=not failed)
             if failed and self.shared.dialect.driver == "pg8000":  # which looks for it
                 error = self.shared.dialect.loaded_dbapi.InterfaceError
                 raise error("in failed transaction block")
@@ -184,15 +201,16 @@ class StandIn(Transaction):
         with self.shared.lock:
             if self.shared.executing:  # by this thread: the collector comes in between
                 self.shared.abandoned.append(self)
-            elif not self.shared.ended and self.shared.broken is None:
-                self._end(self.shared.savepoints.rollback)
+            elif self.shared.broken is None:
+                self._end(commits=False)
 
-    def _end(self, how: Callable[[Transaction], None]) -> None:
-        self.begun, self.outermost = False, ""
-        try:
-            how(self)
-        finally:
-            self.failed = False
+    def _end(self, *, commits: bool) -> None:
+        self.begun = self.failed = self.begun_read_only = False
+        self.outermost = ""
+        if commits:
+            self.shared.savepoints.release(self, 0)
+        else:
+            self.shared.savepoints.rollback(self)
 
     def close(self) -> None:
         self.rollback()
@@ -202,12 +220,9 @@ class StandIn(Transaction):
         self.shared.abandoned.append(self)
 
     def __enter__(self) -> Self:
+        # That of others closes the connection.
         if self.shared.dialect.driver not in ("pysqlite", "psycopg2"):
-            raise IsolationError(
-                f"'with' closes a connection of {self.shared.dialect.driver}, which "
-                "others go on with inside isolate(). Call its commit() or rollback(). "
-                "[driver-with]"
-            )
+            self.refuse("'with'")
         return self
 
     def __exit__(self, type_: object, *_: object) -> None:
@@ -220,7 +235,7 @@ class StandIn(Transaction):
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         driver: Any = self.shared.driver
-        with self._turn:
+        with self.shared.turn:
             if self.shared.dialect.driver == "psycopg2":
                 # A named one would read on the server later; this has its rows when it
                 # has executed.
@@ -236,14 +251,9 @@ class StandIn(Transaction):
                 raise
 
     def close_cursor(self, cursor: Any) -> None:
-        with self._turn:
-            if not self.shared.ended:  # when the connection may be in use elsewhere
+        with self.shared.turn:
+            if self.shared.broken is None:  # or others may use the connection
                 cursor.close()
-
-    @property
-    def _turn(self) -> Any:
-        """The lock, for what is called where an async driver can't await."""
-        return nullcontext() if self.shared.dialect.is_async else self.shared.lock
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         return self.cursor().execute(*args, **kwargs)
@@ -278,8 +288,6 @@ class StandIn(Transaction):
         """Call what executes a statement, at the right savepoint."""
         shared = self.shared
         with shared.lock:
-            if shared.ended:
-                raise has_ended()
             shared.check()
             statement = parse(_text_of(text), shared.database)
             if self._control(statement):
@@ -313,19 +321,20 @@ class StandIn(Transaction):
 
         :return: whether it is done.
         """
-        database = self.shared.database
+        database, words = self.shared.database, statement.words
+        chains = "CHAIN" in words and "NO" not in words
         if len(statement.parts) > 1:  # `sqlite3` takes one, and says so itself
             return False
-        match statement.words:
+        match words:
             case ["BEGIN", "NOT", "ATOMIC", *_]:
                 return False
             case ["BEGIN", *_] | ["START", "TRANSACTION", *_]:
                 if self.in_transaction and database == "sqlite":
                     return False  # which raises
-                statement.refuse_read_only()
                 if database == "mysql":
                     self.commit()
                 self.begun = True
+                self.begun_read_only = "READ ONLY" in statement.text
             case (
                 ["PREPARE", "TRANSACTION", *_]
                 | ["COMMIT" | "ROLLBACK", "PREPARED", *_]
@@ -338,20 +347,27 @@ class StandIn(Transaction):
             case ["COMMIT" | "END", *_]:
                 self._check_begun("commit")
                 self.commit()
-                self.begun = statement.chains
+                self.begun = chains
             case ["ROLLBACK" | "ABORT", *rest] if "TO" not in rest:
                 self._check_begun("rollback")
                 self.rollback()
-                self.begun = statement.chains
+                self.begun = chains
             case ["PRAGMA", "SYNCHRONOUS" | "TEMP_STORE", _, *_]:
                 pass  # refused in a transaction; no row depends on it
             case ["SAVEPOINT" | "RELEASE" | "ROLLBACK", *_]:
                 return self._control_savepoint(statement)
             case ["SET", "TRANSACTION", *_] if not self.savepoints:
-                statement.refuse_read_only()
                 self.begun = True
-            case ["SET", *_] if (value := statement.autocommit()) is not None:
-                self.set_autocommit(value in _ON)
+                self.begun_read_only = "READ ONLY" in statement.text
+            case ["SET", *_] if database == "mysql" and (
+                found := _AUTOCOMMIT.search(statement.text)
+            ):
+                if "," in statement.text:
+                    raise IsolationError(
+                        "Inside isolate() autocommit can't be set in one statement "
+                        "with something else. Set it alone. [set-autocommit]"
+                    )
+                self.set_autocommit(found[1] in _ON)
             case _:
                 return False
         return True
@@ -396,20 +412,20 @@ class StandIn(Transaction):
 
     def _check(self, statement: Statement) -> None:
         """Refuse what would end the block's transaction, before it does."""
-        name = self.shared.dialect.name
-        part = statement.controlling_part()
-        if part is not None:
+        if statement.controls is not None:
             raise IsolationError(
-                f"Inside isolate() {part} can't be executed in one string with "
-                "other statements. Execute one after the other. [one-string]"
+                f"Inside isolate() {statement.controls} can't be executed in one "
+                "string with other statements. Execute one after the other. "
+                "[one-string]"
             )
-        if statement.commits():
+        if statement.commits:
             raise IsolationError(
-                f"{name} commits by itself at {statement.kind}, so that isolate() "
-                "could not roll back. Do this before the block, or leave isolate() "
-                "out and empty the tables after the test. [implicit-commit]"
+                f"{self.shared.dialect.name} commits by itself at {statement.kind}, so "
+                "that isolate() could not roll back. Do this before the block, or "
+                "empty the tables after the test instead. [implicit-commit]"
             )
-        if self.read_only and self.shared.may_write(statement):
+        read_only = self.read_only or self.begun_read_only
+        if read_only and self.shared.may_write(statement):
             raise IsolationError(
                 f"{statement.kind} was tried in a transaction that is read only. "
                 "Inside isolate() the database can't be told so, and would store it. "
@@ -442,8 +458,12 @@ class AsyncDriverConnection:
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        if name in _REFUSED_OF_ASYNC or name.startswith(_EXECUTING):
-            self._stand_in.refuse(name)
+        if (
+            _REFUSED.fullmatch(name)
+            or _STAND_IN_HAS.fullmatch(name)
+            or _EXECUTING.match(name)
+        ):
+            self._stand_in.refuse(f"{name}()")
         return getattr(self._connection, name)
 
 
