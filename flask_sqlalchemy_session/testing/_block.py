@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable  # for get_type_hints
-from contextlib import ExitStack, suppress
-from functools import partial, wraps
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
+from contextlib import ContextDecorator, ExitStack, suppress
+from functools import partial
+from itertools import count
 from os.path import realpath
 from threading import RLock
-from types import TracebackType  # for get_type_hints
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
-from weakref import WeakKeyDictionary, WeakSet
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Pool, event
+from sqlalchemy import URL, Connection, Engine, Pool, event
 from sqlalchemy.exc import IllegalStateChangeError
-from typing_extensions import ParamSpec
 
 from flask_sqlalchemy_session._owner import ContextScoped
 
@@ -31,10 +30,21 @@ if TYPE_CHECKING:
 
     _Registry = ContextRegistry[Any, Any]  # whatever the type of its sessions
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-_MISSING = object()
+_REPLACED = frozenset({"get_bind", "connection", "twophase"})
+"""What is set on a session, to be told of its engines before it connects to them."""
+
+_RUN_LATER = (
+    inspect.isclass,
+    inspect.isgeneratorfunction,
+    inspect.iscoroutinefunction,
+    inspect.isasyncgenfunction,
+)
+
+_moments = count(1)
+_last_uses: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
+"""When a pool that is not isolated was last used, from the first block on."""
 
 
 @runtime_checkable
@@ -66,24 +76,20 @@ class HasSyncEngine(Protocol):
         ...
 
 
-_used: dict[Isolation, WeakSet[Pool]] = {}
-"""For each block, the pools of engines that connected and were not isolated yet."""
-
-
-class Isolation:
+class Isolation(ContextDecorator):
     """What :func:`isolate` returns: a context manager and decorator."""
 
-    def __init__(
-        self, sessions: list[Isolatable], engines: list[Engine] | None = None
-    ) -> None:
-        self._scoped = sessions
-        self._engines = engines or []
-        self._registries = [_registry_of(session) for session in sessions]
+    def __init__(self, session: object, *more: object) -> None:
+        engines = [engine for engine in map(_engine_of, more) if engine is not None]
+        sessions = [session, *(one for one in more if _engine_of(one) is None)]
+        self._engines = engines
+        self._registries = [_registry_of(one) for one in sessions]
         self._lock = RLock()
         self._reset()
 
     def _reset(self) -> None:
         self._ended = False
+        self._began = next(_moments)
         self._shared: list[SharedConnection] = []
         # The sessions made in the block, with who made them and what they had for the
         # attributes that are replaced.
@@ -99,7 +105,8 @@ class Isolation:
         :raises IsolationError: when two of the engines are of one database and can't
             share a connection.
         """
-        if _runs_on_a_loop() and any(map(_is_async, self._scoped)):
+        is_async = not all(one.serves_a_thread for one in self._registries)
+        if is_async and _runs_on_a_loop():
             raise RuntimeError(
                 "The end of an isolate() block waits for the event loop that async "
                 "sessions are used on, and can't wait on a loop. Write 'async with "
@@ -116,39 +123,33 @@ class Isolation:
         self._begin()
 
     def _begin(self) -> None:
-        for scoped, registry in zip(self._scoped, self._registries, strict=True):
+        for registry in self._registries:
             if registry.prepare is not None or self._registries.count(registry) > 1:
                 raise RuntimeError(
-                    f"The session named {scoped.name!r} is isolated already. One "
+                    f"The session named {registry.name!r} is isolated already. One "
                     "isolate() serves all that happens inside it; leave out the other. "
                     "[isolated-already]"
                 )
             if registry.has():
                 raise RuntimeError(
-                    f"The session named {scoped.name!r} is open in the current "
+                    f"The session named {registry.name!r} is open in the current "
                     "context, with a connection that isolate() can't roll back. "
                     "Enter the block before the context, or call 'session.remove()' "
                     "first. [open-session]"
                 )
         self._reset()
-        _listen_once()
-        known = [engine for scoped in self._scoped for engine in _engines_of(scoped)]
+        if not event.contains(Engine, "engine_connect", _note_use):
+            event.listen(Engine, "engine_connect", _note_use)
         try:
-            for engine in [*self._engines, *known]:
+            for engine in [*self._engines, *_engines_of(self._registries)]:
                 self._reach(engine)
         except BaseException:
             self._end()
             raise
-        _used[self] = WeakSet()
         for registry in self._registries:
             registry.prepare = partial(self._prepare, registry)
 
-    def __exit__(
-        self,
-        type_: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, type_: object, value: object, traceback: object) -> None:
         """Close the sessions made in the block and roll everything back.
 
         Each engine gets its pool, and each pool its connection back, whatever fails.
@@ -162,12 +163,7 @@ class Isolation:
         if value is None and refused is not None:
             raise refused
 
-    async def __aexit__(
-        self,
-        type_: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
         """End the block, as :meth:`__exit__` does, in a coroutine.
 
         :raises IsolationError: as there.
@@ -185,7 +181,6 @@ class Isolation:
         with self._lock:
             # No engine is taken over and no session prepared after this.
             self._ended = True
-            _used.pop(self, None)
             shared, prepared = self._shared, [*self._prepared.items()]
             self._shared = []
             self._prepared.clear()
@@ -197,7 +192,8 @@ class Isolation:
                 stack.callback(_restore, registry.sync_session(session), attributes)
                 stack.callback(_close, registry, session)
             for registry in self._registries:
-                stack.callback(_remove, registry)
+                if registry.has():
+                    stack.callback(registry.release, registry())
         refused = [one.savepoints.refused for one in shared]
         return next(filter(None, refused), None)
 
@@ -224,18 +220,16 @@ class Isolation:
                 self._reach(bind_arguments["bind"])
             return connection(bind_arguments, *args, **kwargs)
 
-        replaced = {
-            "get_bind": reaching_get_bind,
-            "connection": reaching_connection,
-            "twophase": False,  # a transaction that is prepared can't be undone
-        }
         attributes = vars(session)
         with self._lock:
             # A thread that is late has a session as after the block.
             if not self._ended and made not in self._prepared:
-                had = {name: attributes.get(name, _MISSING) for name in replaced}
+                had = {name: attributes[name] for name in _REPLACED & attributes.keys()}
                 self._prepared[made] = registry, had
-                attributes.update(replaced)
+                attributes["get_bind"] = reaching_get_bind
+                attributes["connection"] = reaching_connection
+                # A transaction that is prepared can't be undone.
+                attributes["twophase"] = False
 
     def _reach(self, bind: Engine | Connection) -> Engine | Connection:
         """Take an engine over, if this is the first session to reach it."""
@@ -248,15 +242,14 @@ class Isolation:
                 )
             return bind
         with self._lock:
-            taken = (pool for one in self._shared for pool in one.pools)
-            if not self._ended and not any(
-                pool.is_beneath(bind.pool) for pool in taken
-            ):
+            pools = (pool for one in self._shared for pool in one.pools)
+            taken = any(pool.is_beneath(bind.pool) for pool in pools)
+            if not self._ended and not taken:
                 self._take_over(bind)
         return bind
 
     def _take_over(self, engine: Engine) -> None:
-        if engine.pool in _used.get(self, ()):
+        if _last_uses.get(engine.pool, 0) > self._began:
             raise IsolationError(
                 f"{engine} was used in the block before a session reached it, and "
                 "what was committed then stays in the database. Name it, to have it "
@@ -280,42 +273,28 @@ class Isolation:
             return
         self._shared.append(SharedConnection(engine))
 
-    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+    def __call__(self, function: _F) -> _F:
         """Decorate a function, so that each call of it is a block.
 
         :raises TypeError: when it is a class, a generator or a coroutine function,
             whose body runs after the call. Write the ``with`` statement in it.
         """
-        if (
-            isinstance(function, type)
-            or isgeneratorfunction(function)
-            or iscoroutinefunction(function)
-            or isasyncgenfunction(function)
-        ):
+        if any(is_one(function) for is_one in _RUN_LATER):
             raise TypeError(
                 f"isolate() decorates plain functions, but the body of {function!r} "
                 "runs after the call has returned. Write 'with isolate(session):', or "
                 "'async with', inside it. [decorated]"
             )
-
-        @wraps(function)
-        def isolated(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            with self:
-                return function(*args, **kwargs)
-
-        return isolated
+        return super().__call__(function)
 
 
-def _engines_of(session: Isolatable) -> list[Engine]:
+def _engines_of(registries: list[_Registry]) -> list[Engine]:
     """Return the engines that a `sessionmaker` names for its sessions."""
-    keywords: dict[str, Any] = getattr(
-        getattr(session, "session_factory", None), "kw", {}
-    )
-    named: list[object] = [
-        keywords.get("bind"),
-        *(keywords.get("binds") or {}).values(),
-    ]
-    return [engine for engine in map(_engine_of, named) if engine is not None]
+    binds: list[object] = []
+    for registry in registries:
+        keywords = getattr(registry.owner.session_factory, "kw", {})
+        binds += [keywords.get("bind"), *(keywords.get("binds") or {}).values()]
+    return [engine for engine in map(_engine_of, binds) if engine is not None]
 
 
 def _engine_of(bind: object) -> Engine | None:
@@ -329,50 +308,32 @@ def _engine_of(bind: object) -> Engine | None:
     return bind if isinstance(bind, Engine) else None
 
 
-def _database_of(engine: Engine) -> tuple[object, ...] | None:
+def _database_of(engine: Engine) -> URL | None:
     """Return what engines of one database have in common, if others can be of it."""
-    url, backend = engine.url, engine.url.get_backend_name()
-    database = url.database
+    url = engine.url
+    backend, database = url.get_backend_name(), url.database
     if backend == "sqlite":
         if not database or ":memory:" in database or "mode" in url.query:
             return None
         database = realpath(database)
-    return (
-        backend.replace("mariadb", "mysql"),
-        url.host,
-        url.port,
-        database,
-        url.username,
-        frozenset(url.query.items()),
-    )
-
-
-def _listen_once() -> None:
-    """Hear of every use of an engine, from the first block on."""
-    if not event.contains(Engine, "engine_connect", _note_use):
-        event.listen(Engine, "engine_connect", _note_use)
+    return url.set(drivername=backend.replace("mariadb", "mysql"), database=database)
 
 
 def _note_use(connection: Connection) -> None:
     pool = connection.engine.pool
     if not isinstance(pool, SharedPool):
-        for used in [*_used.values()]:
-            used.add(pool)
+        _last_uses[pool] = next(_moments)
 
 
-def _registry_of(session: Isolatable) -> _Registry:
-    # After `isinstance` pyright would hold it for an owner of unknown sessions. A
-    # proxy claims the class of its session, which has another `registry`.
+def _registry_of(session: Any) -> _Registry:
+    # A proxy claims the class of its session, which has another `registry`.
     if not issubclass(type(session), ContextScoped):
         raise TypeError(
             "isolate() takes a FlaskScopedSession or a FlaskAsyncScopedSession, or "
             f"several, not {session!r}. [what-to-isolate]"
         )
-    return cast("_Registry", session.registry)
-
-
-def _is_async(session: Isolatable) -> bool:
-    return iscoroutinefunction(session.remove)
+    registry: _Registry = session.registry
+    return registry
 
 
 def _runs_on_a_loop() -> bool:
@@ -381,12 +342,6 @@ def _runs_on_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _remove(registry: _Registry) -> None:
-    """Remove the current context's session, if there is one."""
-    if registry.has():
-        registry.release(registry())
 
 
 def _close(registry: _Registry, session: object) -> None:
@@ -400,11 +355,9 @@ def _close(registry: _Registry, session: object) -> None:
 
 def _restore(session: Session, attributes: dict[str, Any]) -> None:
     """Take the isolation off a session."""
-    for name, value in attributes.items():
-        if value is _MISSING:
-            delattr(session, name)
-        else:
-            setattr(session, name, value)
+    for name in _REPLACED:
+        delattr(session, name)
+    vars(session).update(attributes)
 
 
 def isolate(
@@ -490,12 +443,4 @@ def isolate(
     reached it, engines of one database with different drivers, a database without
     savepoints, a connection that the server has ended.
     """
-    engines: list[Engine] = []
-    sessions = [session]
-    for one in more:
-        engine = _engine_of(one)
-        if engine is None:
-            sessions.append(cast("Isolatable", one))  # or is refused
-        else:
-            engines.append(engine)
-    return Isolation(sessions, engines)
+    return Isolation(session, *more)
