@@ -154,11 +154,5 @@ def psycopg2_class(base: Any, connection_class: Any) -> Any:
         def __setattr__(self, name: str, value: object) -> None:
             setattr(object.__getattribute__(self, "stand_in"), name, value)
 
-    return type(
-        base.__name__,
-        (base,),
-        {
-            "connection": property(Connection),
-            **{name: watched(name) for name in _EXECUTING_IN_PSYCOPG2},
-        },
-    )
+    methods = {name: watched(name) for name in _EXECUTING_IN_PSYCOPG2}
+    return type(base.__name__, (base,), {"connection": property(Connection), **methods})

@@ -25,12 +25,13 @@ T = TypeVar("T")
 
 _EXECUTING = re.compile("call|copy|execute|fetch|mogrify_|run_async|stream")
 _REFUSED = re.compile(
-    "backup|blobopen|change_user|cmd_(change_user|query|reset_connection)|notifies|"
-    "pipeline|query|reset(_session)?|set_session|tpc_(begin|commit|prepare|rollback)|"
-    "transaction|xa"
+    r"(backup|blobopen|change_user|cmd_(change_user|query|reset_connection)|notifies|"
+    r"pipeline|query|reset(_session)?|set_session|tpc_(begin|commit|prepare|rollback)|"
+    r"transaction|xa)\Z"
 )
-_STAND_IN_HAS = re.compile(
-    "begin|close|commit|cursor|rollback|set_autocommit|terminate"
+_REFUSED_OF_ASYNC = re.compile(
+    rf"{_EXECUTING.pattern}|{_REFUSED.pattern}|"
+    r"(begin|close|commit|cursor|rollback|set_autocommit|terminate)\Z"
 )
 _NEEDS_NO_TRANSACTION = re.compile(
     r"\b(?:inside|within) (?:a )?transaction\b|invalid transaction termination"
@@ -79,7 +80,13 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         driver = self.shared.driver
         value = getattr(driver, name)
-        if _REFUSED.fullmatch(name):
+        if name == "autocommit":
+            # Some drivers for MySQL have a method that sets it.
+            mode = value if self._is_sqlite else self.mode.value
+            return self.set_autocommit if callable(value) else mode
+        if name == "isolation_level" and self._is_sqlite:
+            return None if self.mode is Mode.AUTOCOMMIT else (value or "")
+        if _REFUSED.match(name):
             self.refuse(f"{name}()")
         if self.shared.dialect.get_driver_connection(driver) is value:
             return AsyncDriverConnection(self, value)
@@ -87,7 +94,9 @@ class StandIn:
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = "read_only" if name == "readonly" else name
-        if name in vars(self) or hasattr(StandIn, name):
+        if name in ("autocommit", "isolation_level"):
+            getattr(self, f"set_{name}")(value)
+        elif name in vars(self) or hasattr(StandIn, name):
             object.__setattr__(self, name, value)
         else:
             setattr(self.shared.driver, name, value)
@@ -110,19 +119,6 @@ class StandIn:
             "session's or the engine's methods instead. [driver-transaction]"
         )
 
-    # What sets the mode: attributes of some drivers, methods of others.
-
-    @property
-    def autocommit(self) -> Any:
-        value = getattr(self.shared.driver, "autocommit")  # noqa: B009  # not every driver's
-        if callable(value):
-            return self.set_autocommit
-        return value if self._is_sqlite else self.mode.value
-
-    @autocommit.setter
-    def autocommit(self, value: object) -> None:
-        self.set_autocommit(value)
-
     def get_autocommit(self) -> bool:
         return self.mode is Mode.AUTOCOMMIT
 
@@ -139,28 +135,18 @@ class StandIn:
                     self.commit()
             self.mode = mode
 
-    @property
-    def isolation_level(self) -> Any:
-        value = getattr(self.shared.driver, "isolation_level")  # noqa: B009  # not every driver's
-        if not self._is_sqlite:
-            return value
-        return None if self.mode is Mode.AUTOCOMMIT else (value or "")
-
-    @isolation_level.setter
-    def isolation_level(self, value: object) -> None:
-        # An open transaction has the level that it has. What counts is that this is how
-        # `sqlite3` commits, and is put in autocommit where its newer attribute is not
-        # used.
-        if not self._is_sqlite:
-            return
-        if value is None:
-            self.commit()
-        if getattr(self.shared.driver, "autocommit", -1) == -1:
-            self.set_autocommit(Mode.AUTOCOMMIT if value is None else Mode.SQLITE)
-
     def set_isolation_level(self, level: object) -> None:
-        # psycopg2 and asyncpg have nothing else to set autocommit.
-        if not hasattr(self.shared.driver, "set_autocommit"):
+        """Take from the level what it says of autocommit, in drivers where it does.
+
+        An open transaction has the level that it has.
+        """
+        driver: Any = self.shared.driver
+        if self._is_sqlite:
+            if level is None:
+                self.commit()
+            if getattr(driver, "autocommit", -1) == -1:  # or the newer attribute counts
+                self.set_autocommit(Mode.AUTOCOMMIT if level is None else Mode.SQLITE)
+        elif self.shared.dialect.driver in ("psycopg2", "asyncpg"):
             self.set_autocommit(level in (0, "autocommit"))
 
     def set_read_only(self, value: bool) -> None:
@@ -240,8 +226,7 @@ class StandIn:
                 # A named one would read on the server later; this has its rows when it
                 # has executed.
                 base: Any = kwargs.get("cursor_factory") or driver.cursor().__class__
-                class_: Any = psycopg2_class(base, driver.__class__)
-                real = driver.cursor(cursor_factory=class_)
+                real = driver.cursor(cursor_factory=psycopg2_class(base, type(driver)))
                 real.stand_in = self
                 return real
             try:
@@ -271,12 +256,10 @@ class StandIn:
             self.commit()
             self.mode = Mode.AUTOCOMMIT
         try:
-            parts = re.split(r"(?<=;)", script)
-            for number, part in enumerate(parts, 1):
-                statement += part
-                if number == len(parts) or sqlite3.complete_statement(statement):
-                    if parse(statement, "sqlite").words:
-                        cursor.execute(statement)
+            for part in f"{script}\n".split(";"):
+                statement += f"{part};"
+                if sqlite3.complete_statement(statement):
+                    cursor.execute(statement)
                     statement = ""
         finally:
             self.mode = mode
@@ -295,7 +278,10 @@ class StandIn:
             self._check(statement)
             if self.failed:
                 return shared.run_failed(call)
-            at_once = self._commits_at_once(statement)
+            at_once = not self.begun and (
+                self.mode is Mode.AUTOCOMMIT
+                or (self.mode is Mode.SQLITE and not statement.is_dml)
+            )
             try:
                 result = shared.run(self, statement, call, whole=whole)
             except BaseException as error:
@@ -311,21 +297,15 @@ class StandIn:
                 self.commit()
             return result
 
-    def _commits_at_once(self, statement: Statement) -> bool:
-        if self.begun or self.mode is Mode.TRANSACTION:
-            return False
-        return self.mode is Mode.AUTOCOMMIT or not statement.is_dml
-
     def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0912  # a table
         """Do what a statement about the transaction or its settings asks for.
 
         :return: whether it is done.
         """
-        database, words = self.shared.database, statement.words
-        chains = "CHAIN" in words and "NO" not in words
+        database = self.shared.database
         if len(statement.parts) > 1:  # `sqlite3` takes one, and says so itself
             return False
-        match words:
+        match statement.words:
             case ["BEGIN", "NOT", "ATOMIC", *_]:
                 return False
             case ["BEGIN", *_] | ["START", "TRANSACTION", *_]:
@@ -335,23 +315,23 @@ class StandIn:
                     self.commit()
                 self.begun = True
                 self.begun_read_only = "READ ONLY" in statement.text
-            case (
-                ["PREPARE", "TRANSACTION", *_]
-                | ["COMMIT" | "ROLLBACK", "PREPARED", *_]
-                | ["XA", *_]
-            ):
+            case [_, "PREPARED", *_] | ["PREPARE", "TRANSACTION", *_] | ["XA", *_]:
                 raise IsolationError(
                     "Inside isolate() no transaction can be prepared for a commit in "
                     "two phases. Leave out 'twophase=True' in tests. [two-phase]"
                 )
-            case ["COMMIT" | "END", *_]:
-                self._check_begun("commit")
-                self.commit()
-                self.begun = chains
-            case ["ROLLBACK" | "ABORT", *rest] if "TO" not in rest:
-                self._check_begun("rollback")
-                self.rollback()
-                self.begun = chains
+            case ["COMMIT" | "END" | "ROLLBACK" | "ABORT" as verb, *rest] if (
+                "TO" not in rest
+            ):
+                # The real transaction, which would tell SQLite, is always open here.
+                if self._is_sqlite and not self.in_transaction:
+                    error = self.shared.dialect.loaded_dbapi.OperationalError
+                    raise error(f"cannot {verb.lower()} - no transaction is active")
+                if verb in ("COMMIT", "END"):
+                    self.commit()
+                else:
+                    self.rollback()
+                self.begun = "CHAIN" in rest and "NO" not in rest
             case ["PRAGMA", "SYNCHRONOUS" | "TEMP_STORE", _, *_]:
                 pass  # refused in a transaction; no row depends on it
             case ["SAVEPOINT" | "RELEASE" | "ROLLBACK", *_]:
@@ -404,12 +384,6 @@ class StandIn:
         self.begun = True
         return True
 
-    def _check_begun(self, what: str) -> None:
-        """Refuse what SQLite refuses, whose real transaction is always open here."""
-        if self._is_sqlite and not self.in_transaction:
-            error = self.shared.dialect.loaded_dbapi.OperationalError
-            raise error(f"cannot {what} - no transaction is active")
-
     def _check(self, statement: Statement) -> None:
         """Refuse what would end the block's transaction, before it does."""
         if statement.controls is not None:
@@ -458,11 +432,7 @@ class AsyncDriverConnection:
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        if (
-            _REFUSED.fullmatch(name)
-            or _STAND_IN_HAS.fullmatch(name)
-            or _EXECUTING.match(name)
-        ):
+        if _REFUSED_OF_ASYNC.match(name):
             self._stand_in.refuse(f"{name}()")
         return getattr(self._connection, name)
 
