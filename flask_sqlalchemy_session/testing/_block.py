@@ -108,9 +108,8 @@ class Isolation(ContextDecorator):
         is_async = not all(one.serves_a_thread for one in self._registries)
         if is_async and _runs_on_a_loop():
             raise RuntimeError(
-                "The end of an isolate() block waits for the event loop that async "
-                "sessions are used on, and can't wait on a loop. Write 'async with "
-                "isolate(...)'. [async-with]"
+                "The end of an isolate() block waits for the event loop, and can't on "
+                "that loop. Write 'async with isolate(...)'. [async-with]"
             )
         self._begin()
 
@@ -126,16 +125,14 @@ class Isolation(ContextDecorator):
         for registry in self._registries:
             if registry.prepare is not None or self._registries.count(registry) > 1:
                 raise RuntimeError(
-                    f"The session named {registry.name!r} is isolated already. One "
-                    "isolate() serves all that happens inside it; leave out the other. "
-                    "[isolated-already]"
+                    f"The session named {registry.name!r} is isolated already. Leave "
+                    "out the inner isolate(). [isolated-already]"
                 )
             if registry.has():
                 raise RuntimeError(
                     f"The session named {registry.name!r} is open in the current "
-                    "context, with a connection that isolate() can't roll back. "
-                    "Enter the block before the context, or call 'session.remove()' "
-                    "first. [open-session]"
+                    "context. Enter the block before the context, or call "
+                    "'session.remove()' first. [open-session]"
                 )
         self._reset()
         if not event.contains(Engine, "engine_connect", _note_use):
@@ -204,8 +201,7 @@ class Isolation(ContextDecorator):
             registry.close_session(made)
             raise IsolationError(
                 "The session factory returned a session that is in a transaction "
-                "already, on a connection that isolate() can't roll back. Begin it "
-                "where the session is used. [in-transaction]"
+                "already. Begin it where the session is used. [in-transaction]"
             )
         get_bind, connection = session.get_bind, session.connection
 
@@ -237,8 +233,7 @@ class Isolation(ContextDecorator):
             if not isinstance(bind.connection.dbapi_connection, StandIn):
                 raise IsolationError(
                     "The session is bound to a connection that was opened outside "
-                    "isolate(), which can't roll it back. Bind the session to the "
-                    "engine. [outside-connection]"
+                    "isolate(). Bind the session to the engine. [outside-connection]"
                 )
             return bind
         with self._lock:
@@ -251,9 +246,9 @@ class Isolation(ContextDecorator):
     def _take_over(self, engine: Engine) -> None:
         if _last_uses.get(engine.pool, 0) > self._began:
             raise IsolationError(
-                f"{engine} was used in the block before a session reached it, and "
-                "what was committed then stays in the database. Name it, to have it "
-                "isolated from the beginning: 'isolate(session, engine)'. [used-before]"
+                f"{engine} was used in the block before a session reached it. Name it, "
+                "to isolate it from the beginning: 'isolate(session, engine)'. "
+                "[used-before]"
             )
         database = _database_of(engine)
         for shared in self._shared:
@@ -264,10 +259,9 @@ class Isolation(ContextDecorator):
                 other.dialect.is_async != engine.dialect.is_async
             ):
                 raise IsolationError(
-                    f"{engine} and {other} are engines of one database with "
-                    "different drivers, which can't share the one connection that a "
-                    "database has inside isolate(). Use one driver for both in tests, "
-                    "or isolate one of them. [two-drivers]"
+                    f"{engine} and {other} are engines of one database with different "
+                    "drivers, which can't share a connection. Use one driver for both "
+                    "in tests, or isolate one of them. [two-drivers]"
                 )
             shared.take_over(engine)
             return
@@ -281,9 +275,8 @@ class Isolation(ContextDecorator):
         """
         if any(is_one(function) for is_one in _RUN_LATER):
             raise TypeError(
-                f"isolate() decorates plain functions, but the body of {function!r} "
-                "runs after the call has returned. Write 'with isolate(session):', or "
-                "'async with', inside it. [decorated]"
+                f"isolate() decorates plain functions, and the body of {function!r} "
+                "runs later. Write 'with isolate(session):' inside it. [decorated]"
             )
         return super().__call__(function)
 

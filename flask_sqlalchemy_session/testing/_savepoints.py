@@ -133,10 +133,9 @@ class Savepoints:
     def _refuse(self, what: str) -> None:
         refused = IsolationError(
             f"A {what} was rolled back, or its session closed without a commit, after "
-            "it had written and while another session wrote too. Inside isolate() the "
-            "sessions of an engine share one connection, which can't undo the work of "
-            "one and keep what came after it from another. Commit or roll back the "
-            "first before the other writes. [one-connection]"
+            "another session wrote. Inside isolate() they share one connection, which "
+            "can't undo the work of one alone. Commit or roll back the first before "
+            "the other writes. [one-connection]"
         )
         self.refused = self.refused or refused
         raise refused

@@ -79,6 +79,7 @@ class SharedConnection:
         #: Those that were dropped where nothing could be executed.
         self.abandoned: list[StandIn] = []
         self.pools: list[SharedPool] = []
+        self._errors: Any = (engine.dialect.loaded_dbapi.Error, OSError)
         self._is_where: list[Any] = []
         self._lost = False
         self._last = ""
@@ -102,9 +103,9 @@ class SharedConnection:
         self.check()
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
             raise IsolationError(
-                f"{self.engine} is used on a second event loop. Inside isolate() it "
-                "has one connection, which belongs to the first. Run all that uses it "
-                "on one, as 'app.ensure_sync(function)()' does. [second-loop]"
+                f"{self.engine} is used on a second event loop, and its one connection "
+                "inside isolate() belongs to the first. Run all that uses it on one, "
+                "as 'app.ensure_sync(function)()' does. [second-loop]"
             )
 
     def connect(self, pool: SharedPool) -> StandIn:
@@ -131,9 +132,8 @@ class SharedConnection:
                 raise IsolationError(
                     f"{pool.engine} has the address of {self.engine}, but its "
                     f"'creator' or 'connect_args' lead to {where} instead of "
-                    f"{self._is_where}. Inside isolate() they would share one "
-                    "connection. Give them addresses of their own, or isolate one of "
-                    "them. [two-places]"
+                    f"{self._is_where}. Give them addresses of their own, or isolate "
+                    "one of them. [two-places]"
                 )
         finally:
             if self._given != (pool, pooled):
@@ -175,16 +175,15 @@ class SharedConnection:
             self._execute(f"RELEASE SAVEPOINT {self._name}_tried")
             # Not later, where a statement may be about the one before it.
             self._functions = self._find_functions()
-        except self._errors() as error:
-            with suppress(*self._errors()):
+        except self._errors as error:
+            with suppress(*self._errors):
                 self._on_end.close()
             self.note_error(error)
             self.check()
             raise IsolationError(
                 f"{self.engine} can't be isolated: {self.dialect.name} refuses "
-                f"savepoints ({error}), which isolate() makes of the sessions' "
-                "transactions. Test with a database that has them, or leave "
-                "isolate() out and empty the tables after each test. [no-savepoints]"
+                f"savepoints ({error}). Test with a database that has them, or empty "
+                "the tables after each test. [no-savepoints]"
             ) from error
 
     def _prepare(self, mode: Mode) -> None:
@@ -192,7 +191,7 @@ class SharedConnection:
         driver, dialect = self.driver, self.dialect
         try:
             level = dialect.get_isolation_level(driver)
-        except (NotImplementedError, *self._errors()):  # the database has none
+        except (NotImplementedError, *self._errors):  # the database has none
             return
         driver.rollback()
 
@@ -214,8 +213,7 @@ class SharedConnection:
         if by_hand and self._sqlite_in_transaction():
             raise IsolationError(
                 f"{self.engine} has a single connection, which was in a transaction "
-                "that began before isolate(), and is rolled back now. End the "
-                "transaction before the block. [single-connection]"
+                "before isolate(). End that before the block. [single-connection]"
             )
 
         @self._on_end.callback
@@ -260,9 +258,8 @@ class SharedConnection:
         self._give_back()
         raise IsolationError(
             f"The event loop that {self.engine} was used on ended before isolate() "
-            "did, so that its connection was dropped, and the database left to roll "
-            "it back. End the block first: write 'async with isolate(...)' in what "
-            "the loop runs. [loop-before-block]"
+            "did, and its connection was dropped. Write 'async with isolate(...)' in "
+            "what the loop runs. [loop-before-block]"
         )
 
     def _end(self) -> None:
@@ -285,9 +282,9 @@ class SharedConnection:
         if tables:
             raise IsolationError(
                 f"Rows that were written in the block are still in {self.engine}, in a "
-                "table without transactions, whose engine (MyISAM or Aria, say) can't "
-                f"roll back. It is one of: {', '.join(str(row[0]) for row in tables)}. "
-                "Make it an InnoDB table, or empty it after each test. [rows-left]"
+                "table whose engine (MyISAM or Aria, say) can't roll back. It is one "
+                f"of: {', '.join(str(row[0]) for row in tables)}. Make it an InnoDB "
+                "table, or empty it after each test. [rows-left]"
             )
 
     def _restore(self) -> None:
@@ -321,32 +318,30 @@ class SharedConnection:
             self._lost = True
             self.broken = IsolationError(
                 f"The connection to {self.engine} was lost inside isolate(), and with "
-                "it all that was written and committed in the block: the database has "
-                "rolled it back. Every later use of the engine in the block fails. "
-                "Look for what ended the connection (a timeout, a restart or a kill; "
-                "drivers for MySQL end it when a statement is cancelled). [lost]"
+                "it all that was written in the block. Look for what ended it (a "
+                "timeout, a restart or a kill; drivers for MySQL end it when a "
+                "statement is cancelled). [lost]"
             )
 
     def _means_loss(self, error: BaseException) -> bool:
-        if not isinstance(error, Exception):  # a cancelled task, or an interrupt
-            breaks = self.database == "mysql" or self.dialect.driver == "pg8000"
-            return breaks and not self._answers()
-        return (
-            isinstance(error, self._errors())
-            and (
-                self.dialect.is_disconnect(cast("Any", error), self.driver, None)
-                # SQLAlchemy looks for it with a full stop, as older releases have it.
-                or "MySQL Connection not available" in str(error)
+        if isinstance(error, self._errors):
+            # SQLAlchemy looks for it with a full stop, as older releases have it.
+            not_available = "MySQL Connection not available" in str(error)
+            breaks = not_available or self.dialect.is_disconnect(
+                cast("Any", error), self.driver, None
             )
-            and not self._answers()  # it may have been a cursor that was closed
-        )
+        else:  # a cancelled task, or an interrupt
+            breaks = not isinstance(error, Exception) and (
+                self.database == "mysql" or self.dialect.driver == "pg8000"
+            )
+        return breaks and not self._answers()  # or a cursor was closed, perhaps
 
     def _answers(self) -> bool:
         """Tell whether the connection answers, and what it is asked now."""
         number = next(_numbers)
         try:
             return bool(self._execute(f"SELECT {number}")[0][0] == number)
-        except (IndexError, *self._errors()):
+        except (IndexError, *self._errors):
             return False
 
     def _check_sqlite(self) -> None:
@@ -358,14 +353,10 @@ class SharedConnection:
     def _note_end(self) -> None:
         self.broken = self.broken or IsolationError(
             f"The transaction that isolate() keeps open on {self.engine} was ended by "
-            "something else, so that what was committed in the block may still be in "
-            "the database. The cause is a statement that commits by itself, or a use "
-            "of the same driver connection that was open before the block. The last "
-            f"statement was: {self._last or 'none'}. [transaction-ended]"
+            "something else, and what was committed may still be in the database. The "
+            "cause is a statement that commits by itself, or a use of the driver's "
+            f"connection. The last was: {self._last or 'none'}. [transaction-ended]"
         )
-
-    def _errors(self) -> Any:
-        return (self.dialect.loaded_dbapi.Error, OSError)
 
     # What is executed.
 
@@ -378,7 +369,7 @@ class SharedConnection:
         try:
             self._check_sqlite()
             return self._execute(statement)
-        except self._errors() as error:
+        except self._errors as error:
             self.note_error(error)
             self._note_end()
             self.check()
@@ -442,7 +433,7 @@ class SharedConnection:
         name = new_name()
         self.execute(f"SAVEPOINT {name}")
         try:
-            with suppress(*self._errors()):
+            with suppress(*self._errors):
                 self._execute("SELECT 1/0")
             return call()
         finally:

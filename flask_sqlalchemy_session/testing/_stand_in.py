@@ -115,8 +115,7 @@ class StandIn:
     def refuse(self, what: str) -> NoReturn:
         raise IsolationError(
             f"{what} of a driver connection would end, nest or keep what isolate() "
-            "needs: its transaction, or the connection that all share. Use the "
-            "session's or the engine's methods instead. [driver-transaction]"
+            "needs. Use the session's or the engine's methods. [driver-transaction]"
         )
 
     def get_autocommit(self) -> bool:
@@ -226,7 +225,9 @@ class StandIn:
                 # A named one would read on the server later; this has its rows when it
                 # has executed.
                 base: Any = kwargs.get("cursor_factory") or driver.cursor().__class__
-                real = driver.cursor(cursor_factory=psycopg2_class(base, type(driver)))
+                real = driver.cursor(
+                    cursor_factory=psycopg2_class(base, driver.__class__)
+                )
                 real.stand_in = self
                 return real
             try:
@@ -358,9 +359,14 @@ class StandIn:
         numbers = [
             number for number, (own, _) in enumerate(self.savepoints) if own == name
         ]
+        if (verb != "SAVEPOINT" and not numbers) or (
+            verb != "ROLLBACK" and self.failed
+        ):
+            return False  # and the database says what is wrong
         # Outside of a transaction it begins one in SQLite, and here in autocommit.
         is_outermost = name == self.outermost and len(numbers) == 1
-        if verb == "SAVEPOINT" and not self.failed:
+        if verb == "SAVEPOINT":
+            is_outermost = False
             if not self.begun and self.mode is not Mode.TRANSACTION:
                 self.outermost = name
             if self.shared.database == "mysql":  # the new one takes the old one's place
@@ -368,20 +374,15 @@ class StandIn:
                     self.savepoints[number] = ("", self.savepoints[number][1])
             savepoints.enter(self)
             savepoints.set(self, name)
-        elif verb == "ROLLBACK" and numbers:
+        elif verb == "ROLLBACK":
             savepoints.rollback_to(self, numbers[-1])
             self.failed = False
-            if is_outermost and not self._is_sqlite:  # which keeps it, and goes on
-                self.rollback()
-                return True
-        elif verb == "RELEASE" and numbers and not self.failed:
-            savepoints.release(self, numbers[-1])
-            if is_outermost:
-                self.commit()
-                return True
+            is_outermost = is_outermost and not self._is_sqlite  # which keeps it
         else:
-            return False  # and the database says what is wrong
+            savepoints.release(self, numbers[-1])
         self.begun = True
+        if is_outermost:
+            self.commit()
         return True
 
     def _check(self, statement: Statement) -> None:
@@ -389,29 +390,26 @@ class StandIn:
         if statement.controls is not None:
             raise IsolationError(
                 f"Inside isolate() {statement.controls} can't be executed in one "
-                "string with other statements. Execute one after the other. "
-                "[one-string]"
+                "string with other statements. Execute it alone. [one-string]"
             )
         if statement.commits:
             raise IsolationError(
-                f"{self.shared.dialect.name} commits by itself at {statement.kind}, so "
-                "that isolate() could not roll back. Do this before the block, or "
-                "empty the tables after the test instead. [implicit-commit]"
+                f"{self.shared.dialect.name} commits by itself at {statement.kind}. Do "
+                "this before the block, or empty the tables after the test instead. "
+                "[implicit-commit]"
             )
         read_only = self.read_only or self.begun_read_only
         if read_only and self.shared.may_write(statement):
             raise IsolationError(
                 f"{statement.kind} was tried in a transaction that is read only. "
-                "Inside isolate() the database can't be told so, and would store it. "
-                "[read-only]"
+                "Leave that out in tests, or the write. [read-only]"
             )
         if statement.words[:2] == ["PRAGMA", "FOREIGN_KEYS"] and not self.begun:
             found = self.shared.execute("PRAGMA foreign_keys")[0][0]
             if statement.words[2:] and bool(found) != (statement.words[2] in _ON):
                 raise IsolationError(
-                    "PRAGMA foreign_keys does nothing in a transaction, and inside "
-                    "isolate() there always is one. Set it in a listener of 'connect'. "
-                    "[foreign-keys]"
+                    "PRAGMA foreign_keys does nothing in a transaction, as inside "
+                    "isolate(). Set it in a listener of 'connect'. [foreign-keys]"
                 )
 
     def _check_placement(self, statement: Statement, error: BaseException) -> None:
@@ -419,8 +417,7 @@ class StandIn:
         if _NEEDS_NO_TRANSACTION.search(str(error)):
             raise IsolationError(
                 f"{self.shared.dialect.name} does {statement.kind} outside of "
-                "transactions only, and inside isolate() there always is one. Do this "
-                "before the block. [outside-only]"
+                "transactions only. Do this before the block. [outside-only]"
             ) from error
 
 
