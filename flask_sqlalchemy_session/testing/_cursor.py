@@ -30,22 +30,21 @@ class StandInCursor:
         vars(self).update(connection=connection, _cursor=cursor)
 
     def execute(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._run(self._cursor.execute, operation, *args, **kwargs)
+        call = partial(self._cursor.execute, operation, *args, **kwargs)
+        return self._run(operation, call, whole=True)
 
     def executemany(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._run(self._cursor.executemany, operation, *args, **kwargs)
+        call = partial(self._cursor.executemany, operation, *args, **kwargs)
+        return self._run(operation, call, whole=False)
 
-    def _run(
-        self, method: Callable[..., Any], operation: Any, *args: Any, **kw: Any
-    ) -> Any:
-        call = partial(self._read, method, operation, *args, **kw)
-        whole = method == self._cursor.execute
-        result = self.connection.run(operation, call, whole=whole)
+    def _run(self, operation: Any, call: Callable[[], Any], *, whole: bool) -> Any:
+        read = partial(self._read, call)
+        result = self.connection.run(operation, read, whole=whole)
         return self if result is self._cursor or result is None else result
 
-    def _read(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _read(self, call: Callable[[], Any]) -> Any:
         vars(self).update(_rows=None, rownumber=None)
-        result = method(*args, **kwargs)
+        result = call()
         cursor: Any = self._cursor  # whose description is None where there are no rows
         if cursor.description is not None:
             # One by one: `fetchall` of asyncpg's fails before SQLAlchemy 2.0.23. A

@@ -12,7 +12,7 @@ import asyncio
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import count
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from sqlalchemy.util import greenlet_spawn
 
@@ -288,12 +288,10 @@ class SharedConnection:
             )
 
     def _restore(self) -> None:
-        try:
-            if not self._lost:
-                self._on_end.close()
-        except BaseException:  # pragma: no cover  # it is lost at this moment
-            self._lost = True
-            raise
+        if not self._lost:
+            self._lost = True  # unless all goes well
+            self._on_end.close()
+            self._lost = False
 
     def _give_back(self) -> None:
         self.broken = IsolationError(
@@ -347,16 +345,16 @@ class SharedConnection:
     def _check_sqlite(self) -> None:
         """Miss a transaction that was ended, outside of which savepoints work too."""
         if self.database == "sqlite" and not self._sqlite_in_transaction():
-            self._note_end()
-            self.check()
+            self._fail()
 
-    def _note_end(self) -> None:
+    def _fail(self) -> NoReturn:
         self.broken = self.broken or IsolationError(
             f"The transaction that isolate() keeps open on {self.engine} was ended by "
             "something else, and what was committed may still be in the database. The "
             "cause is a statement that commits by itself, or a use of the driver's "
             f"connection. The last was: {self._last or 'none'}. [transaction-ended]"
         )
+        raise IsolationError(*self.broken.args)
 
     # What is executed.
 
@@ -371,9 +369,7 @@ class SharedConnection:
             return self._execute(statement)
         except self._errors as error:
             self.note_error(error)
-            self._note_end()
-            self.check()
-            raise
+            self._fail()
 
     def _execute(
         self, statement: str, driver: DBAPIConnection | None = None

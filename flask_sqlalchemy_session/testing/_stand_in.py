@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ._cursor import StandInCursor, psycopg2_class
 from ._errors import IsolationError
@@ -26,8 +26,8 @@ T = TypeVar("T")
 _EXECUTING = re.compile("call|copy|execute|fetch|mogrify_|run_async|stream")
 _REFUSED = re.compile(
     r"(backup|blobopen|change_user|cmd_(change_user|query|reset_connection)|notifies|"
-    r"pipeline|query|reset(_session)?|set_session|tpc_(begin|commit|prepare|rollback)|"
-    r"transaction|xa)\Z"
+    r"pipeline|query|reset(_session)?|set_session|start_transaction|"
+    r"tpc_(begin|commit|prepare|rollback)|transaction|xa)\Z"
 )
 _REFUSED_OF_ASYNC = re.compile(
     rf"{_EXECUTING.pattern}|{_REFUSED.pattern}|"
@@ -101,16 +101,15 @@ class StandIn:
         else:
             setattr(self.shared.driver, name, value)
 
-    def watch(self, name: str, value: T) -> T:
+    def watch(self, name: str, value: Any) -> Any:
         """Let what a driver executes beyond `execute` be a statement that changes."""
-        if _EXECUTING.match(name) and callable(value):
-            watched: Any = value
+        if not _EXECUTING.match(name) or not callable(value):
+            return value
 
-            def run(*args: Any, **kw: Any) -> Any:
-                return self.run(name, partial(watched, *args, **kw), whole=False)
+        def run(*args: Any, **kw: Any) -> Any:
+            return self.run(name, partial(value, *args, **kw), whole=False)
 
-            return cast("T", run)  # the same to its caller
-        return value
+        return run
 
     def refuse(self, what: str) -> NoReturn:
         raise IsolationError(
@@ -130,7 +129,8 @@ class StandIn:
                         "Autocommit can't be switched on or off in a transaction. "
                         "Commit it or roll it back before. [autocommit]"
                     )
-                if mode is Mode.AUTOCOMMIT:  # the others go on in their transaction
+                # The others go on in their transaction.
+                if mode is Mode.AUTOCOMMIT:  # pragma: no branch
                     self.commit()
             self.mode = mode
 
@@ -167,11 +167,6 @@ class StandIn:
 
     def begin(self, *_: object) -> None:
         self.run("BEGIN", lambda: None)
-
-    def start_transaction(self, *_: object, readonly: object = None, **__: Any) -> None:
-        if readonly:
-            self.refuse("start_transaction(readonly=True)")
-        self.begin()
 
     def commit(self) -> None:
         with self.shared.lock:
@@ -283,17 +278,19 @@ class StandIn:
                 self.mode is Mode.AUTOCOMMIT
                 or (self.mode is Mode.SQLITE and not statement.is_dml)
             )
+            self.begun = True
             try:
                 result = shared.run(self, statement, call, whole=whole)
             except BaseException as error:
                 if at_once:
                     with suppress(Exception):  # what is kept was done before it failed
                         self.commit()
-                    self._check_placement(statement, error)
-                elif self.mode is not Mode.AUTOCOMMIT:
-                    self.begun = True
+                if at_once and _NEEDS_NO_TRANSACTION.search(str(error)):
+                    raise IsolationError(
+                        f"{shared.dialect.name} does {statement.kind} outside of "
+                        "transactions only. Do this before the block. [outside-only]"
+                    ) from error
                 raise
-            self.begun = True
             if at_once:
                 self.commit()
             return result
@@ -411,14 +408,6 @@ class StandIn:
                     "PRAGMA foreign_keys does nothing in a transaction, as inside "
                     "isolate(). Set it in a listener of 'connect'. [foreign-keys]"
                 )
-
-    def _check_placement(self, statement: Statement, error: BaseException) -> None:
-        """Say why a database refuses what it does outside of transactions only."""
-        if _NEEDS_NO_TRANSACTION.search(str(error)):
-            raise IsolationError(
-                f"{self.shared.dialect.name} does {statement.kind} outside of "
-                "transactions only. Do this before the block. [outside-only]"
-            ) from error
 
 
 class AsyncDriverConnection:

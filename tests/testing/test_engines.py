@@ -224,6 +224,26 @@ class TestAListenerOfThePool:
         engine.connect().close()
         assert len(heard) == 2
 
+    def test_of_new_connections_that_is_set_in_the_block_stays_too(
+        self, app: Flask, tmp_path: Path
+    ) -> None:
+        engine = create_engine(f"sqlite:///{tmp_path}/heard.sqlite3")
+        session = FlaskScopedSession(sessionmaker(engine), app)
+        heard: list[object] = []
+
+        def listen(*arguments: object) -> None:
+            heard.append(arguments)
+
+        with isolate(session):
+            event.listen(engine, "connect", listen)
+        engine.connect().close()
+        assert len(heard) == 1
+        event.remove(engine, "connect", listen)
+        engine.dispose()
+        engine.connect().close()
+        assert len(heard) == 1
+        engine.dispose()
+
 
 def test_engines_of_one_database_with_different_drivers_are_refused_at_once(
     app: Flask, mariadb_url: str
