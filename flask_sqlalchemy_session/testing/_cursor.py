@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -112,16 +113,6 @@ class StandInCursor:
         self.close()
 
 
-_EXECUTING_IN_PSYCOPG2 = (
-    "execute",
-    "executemany",
-    "callproc",
-    "copy_expert",
-    "copy_from",
-    "copy_to",
-)
-
-
 @lru_cache
 def psycopg2_class(base: Any, connection_class: Any) -> Any:
     """Return a class of psycopg2's cursors, as its functions take nothing else."""
@@ -153,5 +144,6 @@ def psycopg2_class(base: Any, connection_class: Any) -> Any:
         def __setattr__(self, name: str, value: object) -> None:
             setattr(object.__getattribute__(self, "stand_in"), name, value)
 
-    methods = {name: watched(name) for name in _EXECUTING_IN_PSYCOPG2}
+    names = [name for name in dir(base) if re.match("execute|call|copy", name)]
+    methods = {name: watched(name) for name in names}
     return type(base.__name__, (base,), {"connection": property(Connection), **methods})

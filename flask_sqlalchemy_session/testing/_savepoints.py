@@ -44,8 +44,8 @@ class Savepoints:
         """Set the savepoints that a transaction needs before its next statement."""
         self._release_reader(one)
         if not one.savepoints:
-            self.set(one)
-        elif not self.is_open(one):
+            one.savepoints.append(("", new_name()))
+        if not self.is_open(one):
             for _, name in one.savepoints:
                 self._push(one, name)
 

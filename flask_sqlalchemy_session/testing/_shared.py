@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_numbers = count(1)
 _WHERE = {
     "postgresql": "SELECT current_database(), current_user, "
     "current_setting('search_path')",
@@ -202,10 +200,12 @@ class SharedConnection:
                 dialect.set_isolation_level(driver, level)
             driver.rollback()
             if mode is Mode.AUTOCOMMIT:
-                dialect.set_isolation_level(driver, "AUTOCOMMIT")
+                _set_autocommit(driver, True)
 
         self._on_end.callback(restore)
         if mode is Mode.AUTOCOMMIT:
+            _set_autocommit(driver, False)
+            # With the former, asyncpg's falls back to what it was made with.
             dialect.set_isolation_level(driver, level)
 
     def _prepare_sqlite(self, mode: Mode) -> None:
@@ -336,9 +336,9 @@ class SharedConnection:
 
     def _answers(self) -> bool:
         """Tell whether the connection answers, and what it is asked now."""
-        number = next(_numbers)
+        name = new_name()
         try:
-            return bool(self._execute(f"SELECT {number}")[0][0] == number)
+            return bool(self._execute(f"SELECT '{name}'")[0][0] == name)
         except (IndexError, *self._errors):
             return False
 
@@ -450,3 +450,11 @@ class SharedConnection:
         """Return the names of the functions of the database that may write."""
         query = _WRITING_FUNCTIONS.get(self.database)
         return {row[0] for row in self.execute(query)} if query else set()
+
+
+def _set_autocommit(driver: Any, value: bool) -> None:
+    # SQLAlchemy 2.0.22 knows no way to set it on mysql-connector-python's.
+    if callable(driver.autocommit):
+        driver.autocommit(value)
+    else:
+        driver.autocommit = value
