@@ -313,7 +313,11 @@ class StandIn:
                     self.commit()
                 self.begun = True
                 self.begun_read_only = "READ ONLY" in statement.text
-            case [_, "PREPARED", *_] | ["PREPARE", "TRANSACTION", *_] | ["XA", *_]:
+            case (
+                ["PREPARE", "TRANSACTION", *_]
+                | ["COMMIT" | "ROLLBACK", "PREPARED", *_]
+                | ["XA", *_]
+            ):
                 raise IsolationError(
                     "Inside isolate() no transaction can be prepared for a commit in "
                     "two phases. Leave out 'twophase=True' in tests. [two-phase]"

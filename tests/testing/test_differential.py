@@ -898,14 +898,34 @@ def a_transaction_that_is_read_only(shop: Shop) -> object:
     return shop.names()
 
 
-@scenario(refused=("postgresql", "mysql"))
+@scenario()
 def a_transaction_that_begins_as_read_only(shop: Shop) -> object:
     if shop.database == "sqlite":
         return None
     with shop.app.app_context():
         shop.session.rollback()
         shop.session.execute(text("START TRANSACTION READ ONLY"))
-        return shop.session.scalar(text("SELECT 1"))
+        seen = shop.session.scalar(
+            text("SELECT prepared FROM (SELECT 1 AS prepared) s")
+        )
+        shop.session.rollback()
+        shop.add("ann")
+        shop.session.commit()
+    return seen, shop.names()
+
+
+@scenario(refused=("postgresql", "mysql"))
+def a_write_in_a_transaction_that_begins_as_read_only(shop: Shop) -> object:
+    if shop.database == "sqlite":
+        return None
+    with shop.app.app_context():
+        shop.session.rollback()
+        shop.session.execute(text("START TRANSACTION READ ONLY"))
+        try:
+            shop.add("ann")
+        finally:
+            shop.session.rollback()
+    return shop.names()
 
 
 @scenario()
