@@ -226,6 +226,7 @@ class Isolation(ContextDecorator):
                 attributes["connection"] = reaching_connection
                 # A transaction that is prepared can't be undone.
                 attributes["twophase"] = False
+                event.listen(session, "after_begin", _note_session)
 
     def _reach(self, bind: Engine | Connection) -> Engine | Connection:
         """Take an engine over, if this is the first session to reach it."""
@@ -312,6 +313,12 @@ def _database_of(engine: Engine) -> URL | None:
     return url.set(drivername=backend.replace("mariadb", "mysql"), database=database)
 
 
+def _note_session(session: Session, _: object, connection: Connection) -> None:
+    stand_in = connection.connection.dbapi_connection
+    if isinstance(stand_in, StandIn):
+        stand_in.session = session.hash_key
+
+
 def _note_use(connection: Connection) -> None:
     pool = connection.engine.pool
     if not isinstance(pool, SharedPool):
@@ -348,6 +355,7 @@ def _close(registry: _Registry, session: object) -> None:
 
 def _restore(session: Session, attributes: dict[str, Any]) -> None:
     """Take the isolation off a session."""
+    event.remove(session, "after_begin", _note_session)
     for name in _REPLACED:
         delattr(session, name)
     vars(session).update(attributes)

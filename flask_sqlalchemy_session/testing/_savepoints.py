@@ -118,7 +118,11 @@ class Savepoints:
 
     def _is_used_by_others(self, one: StandIn, number: int) -> bool:
         start = self._log.index((one, one.savepoints[number][1]))
-        return any(owner is not one for owner, _ in self._log[start:])
+        others = {owner for owner, _ in self._log[start:]} - {one}
+        if number == 0 and one.session is not None:
+            # A session ends the transactions of all its connections, in any order.
+            others = {each for each in others if each.session != one.session}
+        return bool(others)
 
     def _release_reader(self, one: StandIn) -> None:
         """Release the savepoints of the last transaction, if it has only read."""

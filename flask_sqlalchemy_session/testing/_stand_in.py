@@ -70,6 +70,8 @@ class StandIn:
     """Whether PostgreSQL would refuse all but a rollback."""
     outermost = ""
     """The savepoint that has begun the transaction, where its release ends it."""
+    session: int | None = None
+    """The number of the session that has begun the transaction, if one has."""
     begun_read_only = False
     read_only = False
     deferrable: object = None
@@ -173,6 +175,7 @@ class StandIn:
             self.shared.check()
             failed = self.failed
             self._end(commits=not failed)
+            self.session = None
             if failed and self.shared.dialect.driver == "pg8000":  # which looks for it
                 error = self.shared.dialect.loaded_dbapi.InterfaceError
                 raise error("in failed transaction block")
@@ -183,6 +186,7 @@ class StandIn:
                 self.shared.abandoned.append(self)
             elif self.shared.broken is None:
                 self._end(commits=False)
+                self.session = None
 
     def _end(self, *, commits: bool) -> None:
         self.begun = self.failed = self.begun_read_only = False
@@ -284,7 +288,7 @@ class StandIn:
             except BaseException as error:
                 if at_once:
                     with suppress(Exception):  # what is kept was done before it failed
-                        self.commit()
+                        self._end(commits=not self.failed)
                 if at_once and _NEEDS_NO_TRANSACTION.search(str(error)):
                     raise IsolationError(
                         f"{shared.dialect.name} does {statement.kind} outside of "
@@ -292,7 +296,7 @@ class StandIn:
                     ) from error
                 raise
             if at_once:
-                self.commit()
+                self._end(commits=True)
             return result
 
     def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0912  # a table

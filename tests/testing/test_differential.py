@@ -1232,6 +1232,36 @@ def test_two_engines_of_one_database_see_each_other(engine: Engine) -> None:
     assert do(engine, stored, engine) == 0
 
 
+def test_a_session_on_two_engines_of_one_database_is_rolled_back_whole(
+    engine: Engine,
+) -> None:
+    second = make_engine(engine.url)
+    shop = Shop(engine)
+
+    def write(name: str, bind: Engine) -> None:
+        statement = insert(User).values(name=name)
+        shop.session.execute(statement, bind_arguments={"bind": bind})
+
+    def use() -> list[str]:
+        with shop.app.app_context():
+            shop.add("ann")
+            shop.session.commit()
+            # SQLAlchemy rolls them back in no order.
+            for _ in range(8):
+                for name, bind in [("bob", engine), ("cid", second), ("dan", engine)]:
+                    write(name, bind)
+                shop.session.rollback()
+            write("eve", second)
+            write("fay", engine)
+            shop.session.commit()
+        return shop.names()
+
+    with isolate(shop.session):
+        assert do(engine, use) == ["ann", "eve", "fay"]
+    do(engine, second.dispose)
+    assert do(engine, stored, engine) == 0
+
+
 @pytest.mark.parametrize("url", ["postgresql+psycopg"], indirect=True)
 def test_two_engines_of_one_address_that_lead_elsewhere_are_refused(
     engine: Engine,
