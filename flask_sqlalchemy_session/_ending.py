@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from threading import get_ident
 from types import new_class
 from typing import Any
@@ -69,7 +68,7 @@ def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> 
 
 def watch(context: AppContext) -> None:
     """Let a context that is to have sessions say when it is popped."""
-    if getattr(context, _USED, None) is None:
+    if not hasattr(context, _USED):
         context.__class__ = subclass(type(context), context_methods)
     setattr(context, _USED, True)
 
@@ -79,9 +78,9 @@ def has_ended(context: AppContext | None) -> bool:
     return getattr(context, _ENDED, False)
 
 
+# Each context comes here, also one without a session. The names of its attributes are
+# written out, as by `setattr` and `getattr` it would take longer.
 def context_methods(class_: type[AppContext]) -> dict[str, object]:
-    # Each context comes here, also one without a session. The names are written out,
-    # as by `setattr` and `getattr` it would take longer.
     def push(self: Any) -> None:
         if self._flask_sqlalchemy_session_ended:
             self._flask_sqlalchemy_session_ended = False
@@ -117,22 +116,24 @@ def context_methods(class_: type[AppContext]) -> dict[str, object]:
     return {"push": push, "pop": pop, **marks}
 
 
-def end(context: AppContext | None, *, popped: bool = True) -> None:
-    """Release the sessions of a context, if it has any.
-
-    :param popped: whether it has ended, or goes on, with sessions that are yet to make.
-    """
-    if popped:
-        setattr(context, _ENDED, True)
-        setattr(context, OWED, False)
-    if context is not None and getattr(context, _USED, False):
+def end(context: Any) -> None:
+    """Release the sessions of a context that has ended."""
+    context._flask_sqlalchemy_session_ended = True  # noqa: SLF001  # ours
+    context._flask_sqlalchemy_session_owed = False  # noqa: SLF001  # ours
+    if getattr(context, _USED, False):
         release(context)
 
 
-def _call_without_app(
-    function: Callable[..., None], _: Flask | None, *args: Any, **kwargs: Any
-) -> None:
-    function(*args, **kwargs)
+def _end_after(error: BaseException, context: AppContext) -> None:
+    """Release the sessions of a context whose teardown has failed."""
+    try:
+        end(context)
+    except BaseException as another:
+        if sys.version_info >= (3, 11) and not BEFORE_FLASK_3_2:
+            # As Flask's own, which tells of each.
+            message = "Errors during app teardown"
+            raise BaseExceptionGroup(message, [error, another]) from None  # noqa: F821  # 3.11
+        raise
 
 
 def end_with_contexts(app: Flask) -> None:
@@ -147,41 +148,42 @@ def end_with_contexts(app: Flask) -> None:
     # What is set on an application must not refer to it, or only the collector would
     # free it. Copies of the application have it too, and ends of their own.
     original = ref(app)
-    method: Any = getattr(app, _TEARDOWN)
-    is_its = getattr(method, "__self__", None) is app
-    tear_down: Callable[..., None] = (
-        method.__func__ if is_its else partial(_call_without_app, method)
-    )
+    given: Any = getattr(app, _TEARDOWN)
 
-    def current_context() -> AppContext | None:
-        context = find_context()
-        if context is not None and context.app is not original():
-            copied = vars(context.app).get(_TEARDOWN) is do_teardown_appcontext
-            return context if copied else None
-        return context
+    def call_given(_: Flask | None, *args: Any, **kwargs: Any) -> None:
+        given(*args, **kwargs)
+
+    is_method = getattr(given, "__self__", None) is app
+    tear_down: Callable[..., None] = given.__func__ if is_method else call_given
+
+    def is_its(app: Flask) -> bool:
+        copied = vars(app).get(_TEARDOWN) is do_teardown_appcontext
+        return copied or app is original()
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         if BEFORE_FLASK_3_2:
             context = _popping.pop(get_ident(), None)
         else:  # pragma: no cover  # only tests-dev has Flask 3.2
-            given = args[0] if args else kwargs.get("ctx")
-            context = given if isinstance(given, AppContext) else None
-        popped = context is not None
-        if not popped:  # called by hand, as at the end of a job
-            context = current_context()
-        try:
-            app = original() if context is None else context.app
-            tear_down(app, *args, **kwargs)
-        except BaseException as error:
+            told = args[0] if args else kwargs.get("ctx")
+            context = told if isinstance(told, AppContext) else None
+        if context is not None:
             try:
-                end(context, popped=popped)
-            except BaseException as another:
-                if sys.version_info >= (3, 11) and not BEFORE_FLASK_3_2:
-                    message = "Errors during app teardown"  # Flask's own
-                    raise BaseExceptionGroup(message, [error, another]) from None  # noqa: F821  # 3.11
+                tear_down(context.app, *args, **kwargs)
+            except BaseException as error:
+                _end_after(error, context)
                 raise
-            raise
-        end(context, popped=popped)
+            end(context)
+            return
+        # It is called by hand, as at the end of a job. The current context goes on,
+        # with sessions that are yet to make.
+        current = find_context()
+        if current is None or not is_its(current.app):
+            tear_down(original(), *args, **kwargs)
+            return
+        try:
+            tear_down(current.app, *args, **kwargs)
+        finally:
+            release(current)
 
     setattr(app, _TEARDOWN, do_teardown_appcontext)
     _teardowns.add(do_teardown_appcontext)

@@ -22,7 +22,7 @@ O = TypeVar("O")  # noqa: E741  # as SQLAlchemy names the type of an entity
 
 # SQLAlchemy imports it for type checkers only, and annotates `scoped_session` with it.
 # Without it `typing.get_type_hints` would fail for every subclass.
-vars(scoping).setdefault("sessionmaker", sessionmaker)
+setattr(scoping, "sessionmaker", sessionmaker)  # noqa: B010  # it has none, for type checkers
 
 
 class ForwardingScopedSession(scoped_session[S], Generic[S]):

@@ -42,17 +42,16 @@ class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
         return session
 
     def close_session(self, session: S, *, seconds: float | None = None) -> None:
-        close(session)
-        if not self.is_open(session):
-            return
         # A listener of the end of a transaction may begin the next, and so for ever.
-        for attempt in range(_ATTEMPTS):
-            autobegin = session.autobegin
-            session.autobegin = autobegin and attempt < _ATTEMPTS - 1
-            try:
-                close(session)
-            finally:
-                session.autobegin = autobegin
+        for _ in range(_ATTEMPTS):
+            close(session)
+            if not self.is_open(session):
+                return
+        autobegin, session.autobegin = session.autobegin, False
+        try:
+            close(session)
+        finally:
+            session.autobegin = autobegin
 
 
 def close(session: Session) -> None:

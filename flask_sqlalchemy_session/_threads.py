@@ -62,9 +62,9 @@ def end_use(session: Session, threads: Collection[Thread]) -> None:
 
 def allow_use(session: object) -> None:
     """Let a session execute statements, also if it was about to be closed."""
-    attributes = getattr(session, "__dict__", {})  # a test's fake may have none
-    if isinstance(attributes.get("get_bind"), _Refusal):
-        del attributes["get_bind"]
+    # A test's fake may have none.
+    if isinstance(getattr(session, "get_bind", None), _Refusal):
+        delattr(session, "get_bind")
 
 
 def _is_running(thread: Thread) -> bool:
