@@ -268,18 +268,18 @@ class Isolation(ContextDecorator):
             return
         self._shared.append(SharedConnection(engine))
 
-    def __call__(self, function: _F) -> _F:
+    def __call__(self, func: _F) -> _F:
         """Decorate a function, so that each call of it is a block.
 
         :raises TypeError: when it is a class, a generator or a coroutine function,
             whose body runs after the call. Write the ``with`` statement in it.
         """
-        if any(is_one(function) for is_one in _RUN_LATER):
+        if any(is_one(func) for is_one in _RUN_LATER):
             raise TypeError(
-                f"isolate() decorates plain functions, and the body of {function!r} "
+                f"isolate() decorates plain functions, and the body of {func!r} "
                 "runs later. Write 'with isolate(session):' inside it. [decorated]"
             )
-        return super().__call__(function)
+        return super().__call__(func)
 
 
 def _engines_of(registries: list[_Registry]) -> list[Engine]:
@@ -314,7 +314,7 @@ def _database_of(engine: Engine) -> URL | None:
 
 
 def _note_session(session: Session, _: object, connection: Connection) -> None:
-    stand_in = connection.connection.dbapi_connection
+    stand_in: object = connection.connection.dbapi_connection
     if isinstance(stand_in, StandIn):
         stand_in.session = session.hash_key
 

@@ -98,5 +98,5 @@ class SharedPool(QueuePool):
     def end(self) -> None:
         """Give the engine its pool back, and that the listeners set in the block."""
         self.engine.pool = self.replaced
-        for listener in self.dispatch.connect.listeners:
+        for listener in self.dispatch.connect.listeners:  # ty: ignore[missing-union-attribute]  # it has every event's name
             event.listen(self.engine, "connect", listener)
