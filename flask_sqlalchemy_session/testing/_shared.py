@@ -239,8 +239,12 @@ class SharedConnection:
         :raises IsolationError: when the transaction was ended by something else, or
             not all could be undone.
         """
-        for pool in self.pools:
-            pool.end()
+        with ExitStack() as stack:
+            stack.callback(self._end_connection)
+            for pool in self.pools:
+                stack.callback(pool.end)
+
+    def _end_connection(self) -> None:
         if self._given is None:
             self._give_back()
         elif self._loop is None:
