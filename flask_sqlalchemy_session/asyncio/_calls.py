@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import sys
+from asyncio import AbstractEventLoop
 from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +19,7 @@ T = TypeVar("T")
 scheduled: set[asyncio.Task[None]] = set()
 
 
-def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) -> T:
+def call(loop: AbstractEventLoop, function: Callable[[], Awaitable[T]]) -> T:
     """Call a coroutine function on a loop that another thread runs, and wait for it.
 
     It sees the caller's context variables and the error that the caller handles, and
@@ -42,8 +43,9 @@ def call(loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) 
         return copy_context()
 
     def start() -> None:
-        # It begins at once where Python can do that, a turn of the loop earlier.
-        if hasattr(asyncio, "eager_task_factory"):
+        # It begins at once where Python can do that, a turn of the loop earlier, and
+        # where nobody has set a factory, which is to make each task.
+        if hasattr(asyncio, "eager_task_factory") and not loop.get_task_factory():
             tasks.append(asyncio.eager_task_factory(loop, run()))
         else:  # pragma: no cover  # Python 3.11 and older
             tasks.append(loop.create_task(run()))
@@ -106,9 +108,7 @@ def schedule(coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
 
 
 def schedule_on(
-    loop: asyncio.AbstractEventLoop,
-    coroutine: Coroutine[object, object, None],
-    seconds: float,
+    loop: AbstractEventLoop, coroutine: Coroutine[object, object, None], seconds: float
 ) -> None:
     """Schedule a coroutine on a loop that another thread runs.
 

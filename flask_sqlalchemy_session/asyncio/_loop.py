@@ -7,6 +7,7 @@ import atexit
 import os
 import sys
 import threading
+from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from functools import partial, wraps
@@ -40,14 +41,14 @@ class EventLoopThread:
     as long as the connection pools do.
     """
 
-    loop: asyncio.AbstractEventLoop | None = None
+    loop: AbstractEventLoop | None = None
     thread: threading.Thread | None = None
 
     def __init__(self) -> None:
         self._starting = threading.Lock()
         self._ended = False
 
-    def started(self) -> asyncio.AbstractEventLoop | None:
+    def started(self) -> AbstractEventLoop | None:
         """Return the loop, started if this is its first use, until the process ends."""
         if self._ended:
             return None
@@ -74,7 +75,7 @@ class EventLoopThread:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join(_SECONDS_TO_END)
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, loop: AbstractEventLoop) -> None:
         while not self._ended:
             try:
                 loop.run_forever()
@@ -90,7 +91,7 @@ at_end: list[Callable[[], None]] = []
 """What is called on the loop when the process ends, to schedule what is left to do."""
 
 
-async def _end(loop: asyncio.AbstractEventLoop) -> None:
+async def _end(loop: AbstractEventLoop) -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()} - scheduled
     for task in tasks:
         task.cancel()
@@ -123,18 +124,18 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 atexit.register(lambda: _shared.stop())  # noqa: PLW0108  # the one that there is then
 
 
-def _server_loop() -> asyncio.AbstractEventLoop | None:
+def _server_loop() -> AbstractEventLoop | None:
     """Return the loop of the server that called this thread through asgiref."""
     # What it sets in the threads that it calls, if it was imported, and goes by itself.
     class_ = getattr(sys.modules.get("asgiref.sync"), "SyncToAsync", None)
     caller: Any = getattr(class_, "threadlocal", None)
     if getattr(caller, "main_event_loop_pid", None) != os.getpid():
         return None
-    loop: asyncio.AbstractEventLoop = caller.main_event_loop
+    loop: AbstractEventLoop = caller.main_event_loop
     return loop if loop.is_running() else None
 
 
-def loop_that_runs_here() -> asyncio.AbstractEventLoop | None:
+def loop_that_runs_here() -> AbstractEventLoop | None:
     """Return the loop that runs the calling thread, if one does."""
     try:
         loop = asyncio.get_running_loop()
@@ -145,17 +146,15 @@ def loop_that_runs_here() -> asyncio.AbstractEventLoop | None:
     return None if loop is _shared.loop and not _shared.is_here() else loop
 
 
-def loop_to_close_on(
-    made_on: asyncio.AbstractEventLoop | None,
-) -> asyncio.AbstractEventLoop | None:
-    """Return the loop to close a session on: the one that it was made on, if it can.
+def loop_to_close_on(used_on: AbstractEventLoop | None) -> AbstractEventLoop | None:
+    """Return the loop to close a session on: the one that it was used on, if it can.
 
     Else it is the one that async views run on when this thread calls them. There is
     none any more when the process ends, but for what that loop itself does: what was
     open was closed before.
     """
-    if made_on is not None and made_on.is_running():
-        return made_on
+    if used_on is not None and used_on.is_running():
+        return used_on
     return _server_loop() or _shared.started() or loop_that_runs_here()
 
 
@@ -201,10 +200,9 @@ class _OneLoop:
                 )
             if loop is loop_that_runs_here():
                 raise RuntimeError(
-                    f"{function!r} was called through "
-                    "'app.async_to_sync' or 'app.ensure_sync' on the event loop that "
-                    "would have to run it while it waits. Await it instead, or call "
-                    "it in 'asyncio.to_thread'. [waits-for-itself]"
+                    f"{function!r} was called through 'app.async_to_sync' or "
+                    "'app.ensure_sync' on the event loop that has to run it. Await it "
+                    "instead, or call it in 'asyncio.to_thread'. [waits-for-itself]"
                 )
             return call(loop, partial(tracked, *args, **kwargs))
 

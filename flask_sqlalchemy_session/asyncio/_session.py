@@ -9,6 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
+from greenlet import getcurrent
+from sqlalchemy import event
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
@@ -30,8 +32,19 @@ from ._loop import at_end, check_loop, loop_that_runs_here, loop_to_close_on
 
 EXTENSION = "sqlalchemy_async_session"
 
-# Where a session keeps the loop that it was made on.
+# Where a sync session keeps the loop that its connections are used on. Code that runs
+# on one may only have made the session, and use it on another.
 _LOOP = "_flask_sqlalchemy_session_loop"
+
+
+@event.listens_for(Session, "after_begin")
+def _note_loop(session: Session, *_: object) -> None:
+    if getcurrent().parent is not None:  # as for any work of an async session
+        setattr(session, _LOOP, loop_that_runs_here())
+
+
+def _loop_of(session: AsyncSession) -> asyncio.AbstractEventLoop | None:
+    return getattr(session.sync_session, _LOOP, None)
 
 
 async def _close(session: AsyncSession) -> None:
@@ -56,8 +69,8 @@ async def _close(session: AsyncSession) -> None:
 
 
 async def _end_transaction(session: AsyncSession) -> None:
-    loop: asyncio.AbstractEventLoop | None = getattr(session, _LOOP)
-    if loop is not None and not loop.is_running() and session.in_transaction():
+    loop = _loop_of(session)
+    if loop and not loop.is_running() and session.in_transaction():
         warnings.warn(
             "The event loop that a session was used on ended before the session was "
             "closed, so that its connections were dropped. Run what uses it with "
@@ -88,17 +101,12 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
     def accept(self, session: AS) -> None:
         check_session(session, self.owner.session_factory)
-        setattr(session, _LOOP, loop_that_runs_here())
 
     def sync_session(self, session: AS) -> Session:
         return session.sync_session
 
-    def set(self, obj: AS) -> None:
-        setattr(obj, _LOOP, loop_that_runs_here())
-        super().set(obj)
-
     def close_session(self, session: AS, *, seconds: float | None = None) -> None:
-        loop = loop_to_close_on(getattr(session, _LOOP))
+        loop = loop_to_close_on(_loop_of(session))
         if loop is None:
             return
         if loop is loop_that_runs_here():
@@ -109,7 +117,7 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
             schedule_on(loop, _close(session), seconds)
 
     def release(self, session: AS) -> None:
-        loop = loop_to_close_on(getattr(session, _LOOP))
+        loop = loop_to_close_on(_loop_of(session))
         # On the loop itself nothing can wait for `remove`, and a context that has
         # ended must not keep its session until then: the scope closes it.
         if loop is not None and loop is not loop_that_runs_here():
@@ -175,7 +183,7 @@ class FlaskAsyncScopedSession(
     An :class:`~sqlalchemy.ext.asyncio.async_scoped_session` whose scope is the Flask
     application context: every use within one context reaches the same session,
     which is made on first use and closed when the context ends, on the event loop
-    that it was made on.
+    that it was used on.
 
     Make one for each database, at import time or in the application factory; it
     lives as long as the application, which has to be given a lasting event loop with

@@ -13,7 +13,7 @@ import traceback
 import weakref
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -450,3 +450,25 @@ def test_a_signal_handler_that_raises_interrupts_the_view_too(app: Flask) -> Non
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ended == ["view"]
+
+
+def test_a_task_factory_of_ones_own_makes_the_tasks_of_views(app: Flask) -> None:
+    made: list[object] = []
+
+    def factory(
+        loop: asyncio.AbstractEventLoop, coroutine: Any, **keywords: Any
+    ) -> asyncio.Task[Any]:
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **keywords)
+
+    async def view() -> None:
+        pass
+
+    loop = app.ensure_sync(running_loop)()
+    loop.call_soon_threadsafe(loop.set_task_factory, factory)
+    try:
+        app.ensure_sync(view)()
+        app.ensure_sync(view)()
+        assert made
+    finally:
+        loop.call_soon_threadsafe(loop.set_task_factory, None)

@@ -598,3 +598,19 @@ def test_remove_gives_the_connection_back_when_closing_fails(
 
     serve(app, use_and_remove)
     assert held.count == 0
+
+
+def test_a_session_that_sync_code_on_a_loop_has_made_is_closed_where_it_is_used(
+    app: Flask, async_engine: AsyncEngine, held: Held
+) -> None:
+    """As in a notebook, or in an async test that calls a sync view."""
+    session = FlaskAsyncScopedSession(async_sessionmaker(async_engine), app)
+
+    async def on_a_loop_of_its_own() -> None:
+        with app.app_context():
+            scalar = session().scalar  # which makes it
+            assert app.ensure_sync(scalar)(text("SELECT 1")) == 1
+            assert held.count == 1
+        assert held.count == 0
+
+    asyncio.run(on_a_loop_of_its_own())
