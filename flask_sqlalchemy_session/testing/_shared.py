@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _WHERE = {
     "postgresql": "SELECT current_database(), current_user, "
-    "current_setting('search_path')",
+    "current_setting('search_path'), current_setting('default_transaction_read_only')",
     "mysql": "SELECT DATABASE(), CURRENT_USER()",
 }
 _CANT_ROLL_BACK = 1196  # MySQL's warning of tables without transactions
@@ -285,10 +285,11 @@ class SharedConnection:
         tables = self.execute(_UNDO_NOTHING) if _CANT_ROLL_BACK in warned else []
         if tables:
             raise IsolationError(
-                f"Rows that were written in the block are still in {self.engine}, in a "
-                "table whose engine (MyISAM or Aria, say) can't roll back. It is one "
-                f"of: {', '.join(str(row[0]) for row in tables)}. Make it an InnoDB "
-                "table, or empty it after each test. [rows-left]"
+                f"Rows that were written in the block may still be in {self.engine}: "
+                "the server could not roll back a table, which is a temporary one or "
+                "has an engine without transactions (MyISAM or Aria, say). Of these "
+                f"there are: {', '.join(str(row[0]) for row in tables)}. Make them "
+                "InnoDB tables, or empty them after each test. [rows-left]"
             )
 
     def _restore(self) -> None:

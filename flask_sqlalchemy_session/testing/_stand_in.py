@@ -36,8 +36,9 @@ _REFUSED_OF_ASYNC = re.compile(
 _NEEDS_NO_TRANSACTION = re.compile(
     r"\b(?:inside|within) (?:a )?transaction\b|invalid transaction termination"
 )
-_AUTOCOMMIT = re.compile(r"(?<!GLOBAL\.)(?<!GLOBAL )\bAUTOCOMMIT ?:?= ?(\w+)")
+_AUTOCOMMIT = re.compile(r"(?<!GLOBAL\.)(?<!GLOBAL )\bAUTOCOMMIT ?:?= ?([^\s,;]+)")
 _ON = ("1", "ON", "TRUE", "YES")
+_OFF = ("0", "OFF", "FALSE", "NO")
 
 
 class Mode(Enum):
@@ -261,6 +262,8 @@ class StandIn:
                 if sqlite3.complete_statement(statement):
                     cursor.execute(statement)
                     statement = ""
+            if statement.strip(" \n;"):  # it is not complete, as SQLite tells
+                cursor.execute(statement)
         finally:
             self.mode = mode
         return cursor
@@ -299,7 +302,7 @@ class StandIn:
                 self._end(commits=True)
             return result
 
-    def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0912  # a table
+    def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0911, PLR0912  # a table
         """Do what a statement about the transaction or its settings asks for.
 
         :return: whether it is done.
@@ -345,13 +348,19 @@ class StandIn:
             case ["SET", "TRANSACTION", *_] if not self.savepoints:
                 self.begun = True
                 self.begun_read_only = "READ ONLY" in statement.text
+            case ["SET", "SESSION", "CHARACTERISTICS", *_] if found := re.search(
+                r"\bREAD (ONLY|WRITE)\b", statement.text
+            ):
+                self.read_only = found[1] == "ONLY"
+                return False
             case ["SET", *_] if database == "mysql" and (
                 found := _AUTOCOMMIT.search(statement.text)
             ):
-                if "," in statement.text:
+                if "," in statement.text or found[1] not in _ON + _OFF:
                     raise IsolationError(
                         "Inside isolate() autocommit can't be set in one statement "
-                        "with something else. Set it alone. [set-autocommit]"
+                        "with something else, nor to what only the server knows. Set "
+                        "it alone, and to 0 or 1. [set-autocommit]"
                     )
                 self.set_autocommit(found[1] in _ON)
             case _:
@@ -409,7 +418,10 @@ class StandIn:
                 f"{statement.kind} was tried in a transaction that is read only. "
                 "Leave that out in tests, or the write. [read-only]"
             )
-        if statement.words[:2] == ["PRAGMA", "FOREIGN_KEYS"] and not self.begun:
+        if (
+            statement.words[:2] == ["PRAGMA", "FOREIGN_KEYS"]
+            and not self.in_transaction
+        ):
             found = self.shared.execute("PRAGMA foreign_keys")[0][0]
             if statement.words[2:] and bool(found) != (statement.words[2] in _ON):
                 raise IsolationError(

@@ -379,6 +379,43 @@ def a_script(shop: Shop) -> object:
 
 
 @scenario()
+def a_script_that_is_not_complete(shop: Shop) -> object:
+    if shop.engine.dialect.driver != "pysqlite":
+        return None
+    with shop.app.app_context():
+        shop.raw.executescript("INSERT INTO users (name) VALUES ('a")
+    return shop.names()
+
+
+@scenario(refused=("mysql",))
+def autocommit_set_to_a_string(shop: Shop) -> object:
+    if shop.database != "mysql":
+        return None
+    with shop.app.app_context():
+        shop.session.execute(text("SET autocommit = 'ON'"))
+        shop.add("ann")
+        shop.session.rollback()
+        shop.session.execute(text("SET autocommit = 0"))
+        shop.session.execute(text("SET autocommit = DEFAULT"))
+        shop.add("bob")
+        shop.session.rollback()
+        shop.session.execute(text("SET autocommit = 0"))
+    return shop.names()
+
+
+@scenario(refused=("postgresql",))
+def an_engine_that_only_reads(shop: Shop) -> object:
+    if shop.database != "postgresql":
+        return None
+    reading = shop.engine.execution_options(postgresql_readonly=True)
+    with reading.begin() as connection:
+        seen = connection.scalars(select(User.name)).all()
+    with suppress(DBAPIError), reading.begin() as connection:
+        connection.execute(insert(User).values(name="ann"))
+    return [seen, shop.names()]
+
+
+@scenario()
 def set_transaction_as_text(shop: Shop) -> object:
     if shop.database == "sqlite":
         return None
