@@ -32,7 +32,7 @@ nitpick_ignore_regex = [
     # asgiref's documentation has no reference.
     ("py:class", r"asgiref\.wsgi\.WsgiToAsgi"),
     # Type variables have no place to lead to.
-    ("py:class", r"(flask_sqlalchemy_session\.[\w.]+\.)?_?(P|R|T|A?S(_co)?)"),
+    ("py:class", r"(flask_sqlalchemy_session\.[\w.]+\.)?_?(P|F|T|A?S(_co)?)"),
 ]
 
 myst_heading_anchors = 3
