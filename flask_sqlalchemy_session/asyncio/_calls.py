@@ -8,12 +8,15 @@ import sys
 from asyncio import AbstractEventLoop
 from contextlib import suppress
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
 T = TypeVar("T")
+
+# Python has it from 3.12 on.
+_eager_task_factory: Any = getattr(asyncio, "eager_task_factory", None)
 
 # An event loop refers to its tasks weakly.
 scheduled: set[asyncio.Task[None]] = set()
@@ -45,9 +48,9 @@ def call(loop: AbstractEventLoop, function: Callable[[], Awaitable[T]]) -> T:
     def start() -> None:
         # It begins at once where Python can do that, a turn of the loop earlier, and
         # where nobody has set a factory, which is to make each task.
-        if hasattr(asyncio, "eager_task_factory") and not loop.get_task_factory():
-            tasks.append(asyncio.eager_task_factory(loop, run()))
-        else:  # pragma: no cover  # Python 3.11 and older
+        if _eager_task_factory is not None and loop.get_task_factory() is None:
+            tasks.append(_eager_task_factory(loop, run()))
+        else:
             tasks.append(loop.create_task(run()))
         tasks[0].add_done_callback(ended.put)
 

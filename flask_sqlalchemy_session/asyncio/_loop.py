@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -23,8 +23,6 @@ from ._calls import call, scheduled
 from ._engines import leave_connections_to_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from flask.ctx import AppContext
 
 P = ParamSpec("P")
