@@ -211,6 +211,7 @@ def register(
             watch_contexts(app)
             if attribute is not None:
                 setattr(app, attribute, owner)
+            # Again, as an application may add to them when it is given the attribute.
             owners = app.extensions.get(extension, {})
             app.extensions[extension] = {**owners, owner.name: owner}
         except BaseException:  # an application may refuse any of these

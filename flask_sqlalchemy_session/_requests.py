@@ -131,8 +131,7 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
             # 3.0, a body that the request began up to 3.1.
             pushed = vars(self).get(_PUSHED)
             context = pushed.pop() if pushed else None
-            # Or it was popped there, and used since.
-            if context is not None and (getattr(context, OWED) or has_ended(context)):
+            if context is not None and getattr(context, OWED):
                 end(context)
 
     return {"push": push, "pop": pop}

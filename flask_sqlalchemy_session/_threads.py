@@ -77,12 +77,13 @@ def _is_running(thread: Thread) -> bool:
 def _check(session: Session, given: Collection[int | None]) -> None:
     if not _has_gil():  # the frames of a thread that runs can't be followed
         return
-    frames = _frames()
     # Not this thread, whose number is another one under gevent: a frame that refers to
     # itself keeps what it knows until the collector comes.
-    here = [each for each in frames if frames[each].f_code is _check.__code__]
-    for thread in here:
-        del frames[thread]
+    frames = {
+        thread: frame
+        for thread, frame in _frames().items()
+        if frame.f_code is not _check.__code__
+    }
     for thread, frame in frames.items():
         if _is_inside(session, frame, thread in given):
             raise IllegalStateChangeError(

@@ -75,11 +75,6 @@ def rows(app: Flask, ended: list[Session]) -> Iterator[int]:
         yield 2
 
 
-def app_ctx_of_here() -> AppContext:
-    context: AppContext = getattr(app_ctx, "_get_current_object")()  # noqa: B009  # documented
-    return context
-
-
 def first_row(app: Flask, ended: list[Session]) -> None:
     for _ in rows(app, ended):
         raise OopsError
@@ -335,9 +330,10 @@ def test_what_is_used_after_a_pop_elsewhere_is_released_at_its_own_end(
 ) -> None:
     def work() -> str:
         session.scalars(select(User)).all()
+        context: AppContext = app_ctx._get_current_object()  # type: ignore[attr-defined]
         with ThreadPoolExecutor(1) as pool:
             # Flask empties a context's tokens only on a thread that has a context.
-            pool.submit(pop_in_another_context, app_ctx_of_here()).result()
+            pool.submit(pop_in_another_context, context).result()
         assert held.count == 0
         session.scalars(select(User)).all()
         assert held.count == 1
