@@ -1,19 +1,25 @@
 """`python -m benchmarks.async_views`: load async views, and write it into a page.
 
-Every driver, number of threads and library has a gunicorn of its own.
+How many requests are served, every driver, number of threads and library shows with a
+gunicorn of its own. What a request takes shows without one: a server and its clients
+would take a third of the time.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import re
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
@@ -22,6 +28,7 @@ from flask import Flask
 from flask_sqlalchemy_lite import SQLAlchemy
 from sqlalchemy import URL, Pool, event, make_url, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from tests.servers.serving import serving
 
@@ -36,9 +43,12 @@ PACKAGES = [
 ]
 HEADER = ["driver", "threads", "library", "served", "hung", "opened"]
 HEADER += ["ms a request", "first error"]
+MEASURED = ["driver", "clients", "library", "ms a request", "of `async with`"]
 QUERY = text("SELECT 1")
 OPENED = "opened"
 SERVED, FAILED, HUNG, NOT_SENT = "served", "failed", "hung", "not sent"
+MOST_CLIENTS = 8
+REQUESTS_A_TURN = 40
 SECONDS_TO_START, SECONDS_TO_ANSWER, SECONDS_TO_SEND = 60, 10, 30
 
 
@@ -49,7 +59,8 @@ def this_library(app: Flask, url: str) -> None:
         use_one_event_loop,
     )
 
-    maker = async_sessionmaker(create_async_engine(url), expire_on_commit=False)
+    engine = create_async_engine(url, pool_size=MOST_CLIENTS)
+    maker = async_sessionmaker(engine, expire_on_commit=False)
     use_one_event_loop(app)
     FlaskAsyncScopedSession(maker, app)
 
@@ -59,7 +70,8 @@ def this_library(app: Flask, url: str) -> None:
 
 
 def flask_sqlalchemy_lite(app: Flask, url: str) -> None:
-    app.config["SQLALCHEMY_ASYNC_ENGINES"] = {"default": url}
+    engine = {"url": url, "pool_size": MOST_CLIENTS}
+    app.config["SQLALCHEMY_ASYNC_ENGINES"] = {"default": engine}
     db = SQLAlchemy(app)
 
     @app.get("/")
@@ -68,7 +80,8 @@ def flask_sqlalchemy_lite(app: Flask, url: str) -> None:
 
 
 def by_hand(app: Flask, url: str) -> None:
-    maker = async_sessionmaker(create_async_engine(url), expire_on_commit=False)
+    engine = create_async_engine(url, pool_size=MOST_CLIENTS)
+    maker = async_sessionmaker(engine, expire_on_commit=False)
 
     @app.get("/")
     async def view() -> str:
@@ -76,17 +89,24 @@ def by_hand(app: Flask, url: str) -> None:
             return str(await session.scalar(QUERY))
 
 
+OURS, BY_HAND = "this library", "`async with`"
 LIBRARIES: dict[str, Callable[[Flask, str], None]] = {
-    "this library": this_library,
+    OURS: this_library,
     "Flask-SQLAlchemy-Lite": flask_sqlalchemy_lite,
-    "`async with`": by_hand,
+    BY_HAND: by_hand,
 }
+
+
+@cache
+def _application(library: str, url: str) -> Flask:
+    app = Flask(__name__)
+    LIBRARIES[library](app, url)
+    return app
 
 
 def application(library: str, url: str) -> Flask:
     """Make what gunicorn serves. It writes a line for each new connection."""
-    app = Flask(__name__)
-    LIBRARIES[library](app, url)
+    app = _application(library, url)
     event.listen(Pool, "connect", lambda *_: print(OPENED, flush=True))  # noqa: T201  # counted below
     return app
 
@@ -136,26 +156,72 @@ def _load(
     ]
 
 
+def _requests(library: str, url: str, clients: int) -> float:
+    """Return the milliseconds that a request takes, without a server."""
+    app, environ = _application(library, url), EnvironBuilder().get_environ()
+
+    def request(_: int) -> None:
+        assert run_wsgi_app(app, {**environ}, buffered=True)[1] == "200 OK"
+
+    with ThreadPoolExecutor(clients) as executor:
+        begin = time.perf_counter()
+        list(executor.map(request, range(REQUESTS_A_TURN)))
+        return (time.perf_counter() - begin) / REQUESTS_A_TURN * 1e3
+
+
+def _measure(urls: list[URL], turns: int) -> list[list[str]]:
+    """Measure requests, and return the rows of a table.
+
+    Each row has a process of its own, and they take turns, so that what slows the
+    machine slows all of them.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    times: dict[tuple[str, int, str], list[float]] = {}
+    with ExitStack() as stack:
+        processes = {}
+        for url, clients, library in product(urls, (1, MOST_CLIENTS), LIBRARIES):
+            driver = url.get_driver_name()
+            # Some requests of the others would never be answered.
+            if library == OURS or (clients == 1 and driver != "asyncpg"):
+                process = stack.enter_context(ProcessPoolExecutor(1, spawn))
+                address = url.render_as_string(hide_password=False)
+                processes[driver, clients, library] = process, address
+        for row, (process, address) in [*processes.items()] * turns:
+            _, clients, library = row
+            taken = process.submit(_requests, library, address, clients).result()
+            times.setdefault(row, []).append(taken)
+    lines = []
+    for (driver, clients, library), each in times.items():
+        _, *connected = each  # the first requests connect
+        by_hand = times.get((driver, clients, BY_HAND))
+        share = f"{median(connected) / median(by_hand[1:]):.2f}" if by_hand else ""
+        lines.append([driver, str(clients), library, f"{median(connected):.2f}", share])
+    return lines
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="see that it runs")
     parser.add_argument("--page", type=Path, default=Path("docs/async.md"))
     arguments = parser.parse_args()
-    all_threads, requests = ((1,), 6) if arguments.quick else ((1, 8), 400)
+    all_threads, requests = ((1,), 6) if arguments.quick else ((1, MOST_CLIENTS), 400)
+    turns = 3 if arguments.quick else 30
     rows = []
     with TemporaryDirectory() as directory, postgresql_url(directory) as postgresql:
         server = make_url(postgresql)
         drivers = ("postgresql+asyncpg", "postgresql+psycopg")
         urls = [server.set(drivername=each) for each in drivers]
         urls.append(make_url(f"sqlite+aiosqlite:///{directory}/async_views.sqlite3"))
+        measured = table(MEASURED, _measure(urls, turns), "library")
+        print(measured, flush=True)  # noqa: T201  # a command's output
         for url, threads, library in product(urls, all_threads, LIBRARIES):
             rows.append(_load(library, url, threads, requests, directory))
             print(*rows[-1], sep=", ", flush=True)  # noqa: T201  # a command's output
+    served = table(HEADER, rows, "library", "first error")
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    measured = f"Measured with {versions} and Python {platform.python_version()}.\n"
-    shown = table(HEADER, rows, "library", "first error")
-    write(arguments.page, f"{shown}\n{measured}")
+    ran = f"Measured with {versions} and Python {platform.python_version()}.\n"
+    write(arguments.page, f"{served}\n{measured}\n{ran}")
 
 
 if __name__ == "__main__":

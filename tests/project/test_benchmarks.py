@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -79,6 +80,8 @@ def test_async_views_are_loaded_and_counted_in_a_page(
     for driver in ("asyncpg", "psycopg", "aiosqlite"):
         assert f"| {driver} | 1 | this library | 6 of 6 | 0 | 1 |" in after
         assert f"| {driver} | 1 | Flask-SQLAlchemy-Lite |" in after
+        alone = rf"^\| {driver} \| 8 \| this library \| \d\.\d\d \|"
+        assert re.search(alone, after, re.MULTILINE)
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
     assert after.partition(begin)[0] == before.partition(begin)[0]
     assert after.partition(end)[2] == before.partition(end)[2]
