@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from flask import Flask
 from flask.ctx import AppContext
-from flask.globals import app_ctx
+from flask.globals import app_ctx, g
 
 # Werkzeug documents this method as the way from a proxy to what it stands for. It is
-# the fastest one to the current context; `current_context` has the better error.
-get_context: Callable[[], AppContext] = getattr(app_ctx, "_get_current_object")  # noqa: B009  # Flask types the proxy as the context itself, without it
+# the fastest one there; `current_context` has the better error.
+_get_context: Callable[[], AppContext] = getattr(app_ctx, "_get_current_object")  # noqa: B009  # Flask types the proxy as the context itself, without it
+get_g: Callable[[], object] = getattr(g, "_get_current_object")  # noqa: B009  # as above
 
 
 class ScopeError(RuntimeError, AttributeError):  # pyright: ignore[reportUnsafeMultipleInheritance]  # basedpyright's rule; neither has more to initialise than the other
@@ -28,7 +30,7 @@ def current_context() -> AppContext:
     :raises ScopeError: when there is none.
     """
     try:
-        return get_context()
+        return _get_context()
     except RuntimeError:
         raise ScopeError(
             "There is no session outside an application context. Requests and CLI "
@@ -40,12 +42,12 @@ def current_context() -> AppContext:
 def find_context() -> AppContext | None:
     """Return the current application context, if there is one."""
     try:
-        return get_context()
+        return _get_context()
     except RuntimeError:
         return None
 
 
-def owner_in(context: AppContext, extension: str, name: str, class_: type) -> object:
+def owner_in(context: AppContext, extension: str, name: str, class_: type) -> Any:
     """Return what a context's application has under a name.
 
     :raises ScopeError: when it has nothing under that name.

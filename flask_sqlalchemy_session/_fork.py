@@ -9,28 +9,24 @@ from __future__ import annotations
 import gc
 import os
 from threading import get_ident
-from typing import Protocol
+from typing import TYPE_CHECKING
 from weakref import ref
 
+if TYPE_CHECKING:
+    from ._scope import Scope
 
-class Inheritable(Protocol):
-    """Something open, which a forked child inherits and must not close."""
-
-    def leave_to_parent(self) -> object: ...
-
-
-live: set[ref[Inheritable]] = set()
-"""What may be open in this process, until it is dropped."""
+live: set[ref[Scope]] = set()
+"""The scopes of this process, until each is dropped."""
 
 forget = live.discard
 
 
-def living() -> list[Inheritable]:
-    """Return what may be open. A list: something may be dropped meanwhile."""
-    return [each for open_ in list(live) if (each := open_()) is not None]
+def living() -> list[Scope]:
+    """Return the scopes that there are. A list: one may be dropped meanwhile."""
+    return [scope for each in list(live) if (scope := each()) is not None]
 
 
-_held: dict[int, list[Inheritable]] = {}
+_held: dict[int, list[Scope]] = {}
 _never_finalised: list[object] = []
 _pid = os.getpid()
 
@@ -53,7 +49,7 @@ def never_finalise(objects: list[object]) -> None:
 
 
 def _hold() -> None:
-    """Keep what is open from a collection in the child before its turn has come."""
+    """Keep the scopes from a collection in the child before its turn has come."""
     _held[get_ident()] = living()
 
 
@@ -63,8 +59,7 @@ def _drop() -> None:
 
 def _leave_to_parent() -> None:
     global _pid  # noqa: PLW0603  # what it tells is the process's
-    inherited = [each.leave_to_parent() for each in living()]
-    live.clear()
+    inherited = [each for scope in living() for each in scope.leave_to_parent()]
     _held.clear()
     _pid = os.getpid()
     if inherited:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.util import ScopedRegistry
 
-from ._context import current_context
 from ._registry import ContextRegistry
 
 T = TypeVar("T")
@@ -17,14 +16,20 @@ class ContextScoped(Generic[T]):
     """An owner of sessions: its name, and the ways to the current context's one."""
 
     registry: ScopedRegistry[T]
-    _registry: ContextRegistry[T, Any]
-    _name: str
+    _registry: ContextRegistry[T]
     _proxy: T
+
+    session_factory: Any  # each class says of what type
+
+    if TYPE_CHECKING:  # each class has its own
+
+        def remove(self) -> Any:
+            """Close the current context's session."""
 
     @property
     def name(self) -> str:
         """The name that tells this object from others on the same application."""
-        return self._name
+        return self._registry.name
 
     @property
     def proxy(self) -> T:
@@ -61,7 +66,7 @@ class ContextScoped(Generic[T]):
                 "can't pass keyword arguments to the factory. Pass them on first "
                 "use, or call session.remove() before. [made-already]"
             )
-        return self._registry.open(current_context(), kw)
+        return self._registry.open(kw)
 
     # Hidden from type checkers, to which either would make any name acceptable.
     if not TYPE_CHECKING:

@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.orm import Session
 
-from ._context import current_context, get_context, owner_in
-from ._factory import class_made_by
+from ._context import current_context, get_g, owner_in
 from ._registry import key_of
-from ._session import EXTENSION, OWN_NAMES, FlaskScopedSession, SessionProxy
+from ._session import (
+    EXTENSION,
+    OWN_NAMES,
+    SCOPED_NAMES,
+    FlaskScopedSession,
+    SessionProxy,
+)
 
 _KEY = key_of(EXTENSION, "default")
 
-# What 1.1's `current_session` had from the scoped session that it stood for.
-_SCOPED = frozenset(
-    {"configure", "query_property", "registry", "remove", "session_factory"}
-)
-_OWN_NAMES = OWN_NAMES | _SCOPED
-
 
 def _default() -> FlaskScopedSession[Session]:
-    return cast(
-        "FlaskScopedSession[Session]",  # all that `init_app` puts there
-        owner_in(current_context(), EXTENSION, "default", FlaskScopedSession),
-    )
+    owner: FlaskScopedSession[Session]  # all that `init_app` puts there
+    owner = owner_in(current_context(), EXTENSION, "default", FlaskScopedSession)
+    return owner
 
 
 def _default_session() -> Session:
@@ -48,11 +46,11 @@ class CurrentSession(SessionProxy[Session]):
             return _default()(**kw)
 
         def __getattribute__(self, name):
-            if name in _OWN_NAMES:
+            if name in OWN_NAMES:
                 return object.__getattribute__(self, name)
             try:
                 # Without the way by the application, which is most of the time.
-                holder = get_context().g.__dict__.get(_KEY)
+                holder = get_g().__dict__.get(_KEY)
             except (RuntimeError, AttributeError):
                 holder = None
             if (
@@ -63,13 +61,12 @@ class CurrentSession(SessionProxy[Session]):
                 return getattr(holder.session, name)
             return getattr(_default_session(), name)
 
-        def __getattr__(self, name: str) -> object:
-            target = _default() if name in _SCOPED else self._get_current_object()
-            return getattr(target, name)
+        def _scoped_session(self):
+            return _default()
 
-        def _class(self):
-            owner = _default()
-            return class_made_by(owner.session_factory, Session) or type(owner())
+        def __getattr__(self, name: str) -> object:
+            target = _default() if name in SCOPED_NAMES else self._get_current_object()
+            return getattr(target, name)
 
 
 # The proxy stands for a session in every way that the type promises. Editors that do

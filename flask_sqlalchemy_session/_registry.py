@@ -4,44 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from threading import RLock, get_ident
-from typing import Any, Generic, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flask import Flask
 from flask.ctx import AppContext
 from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry
-from typing_extensions import TypeVar
 
-from ._context import (
-    ScopeError,
-    current_context,
-    get_context,
-    owner_in,
-    unproxied,
-)
+from ._context import ScopeError, current_context, get_g, owner_in, unproxied
 from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
 from ._requests import watch_contexts
-from ._scope import Holder, hold, scope_of
+from ._scope import Holder, Scope, scope_of
+
+if TYPE_CHECKING:
+    from ._owner import ContextScoped
 
 T = TypeVar("T")
 
-
-class Owner(Protocol):
-    """A scoped session object, as its registry sees it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def session_factory(self) -> Callable[..., Any]: ...
-    def remove(self) -> object: ...
-
-
 Keywords: TypeAlias = Mapping[str, object]
-NONE: Mapping[str, object] = {}
-
-O = TypeVar("O", bound=Owner, default=Owner)  # noqa: E741  # short for the owner, as T is for the type
-
+NONE: Keywords = {}
 
 _registering = RLock()  # an application may set up another when it is given one
 
@@ -51,7 +33,7 @@ def key_of(extension: str, name: str) -> str:
     return f"_flask_{extension}_{name}"
 
 
-class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
+class ContextRegistry(ScopedRegistry[T]):
     """Keeps a scoped session object's session on the current context."""
 
     __slots__ = ("extension", "key", "name", "owner", "prepare")
@@ -62,7 +44,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
     prepare: Callable[[T], None] | None
     """Is given each session before its first use, while tests isolate them."""
 
-    def __init__(self, owner: O, extension: str, name: str) -> None:
+    def __init__(self, owner: ContextScoped[T], extension: str, name: str) -> None:
         super().__init__(self.make_session, current_context)
         self.owner = owner
         self.extension = extension
@@ -72,10 +54,10 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
     def make_session(self, keywords: Keywords = NONE) -> T:
         """Make a session, whatever the context."""
-        factory = self.owner.session_factory
+        factory: Callable[..., T] = self.owner.session_factory
         if keywords:
             check_keywords(factory, keywords)
-        session: T = factory(**keywords) if keywords else factory()
+        session = factory(**keywords) if keywords else factory()
         self.accept(session)
         if self.prepare is not None:
             self.prepare(session)
@@ -109,48 +91,51 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         """Let the owner remove the current context's session, at a teardown."""
         self.owner.remove()
 
-    def __call__(self) -> T:
-        try:
-            context = get_context()
-            holder: Holder | None = context.g.__dict__.get(self.key)
-        except (RuntimeError, AttributeError):  # of which `open` tells more
-            context, holder = current_context(), None
-        if holder is None or holder.registry is not self:
-            return self.open(context)
-        if holder.thread != get_ident():
-            holder.share()
-            if holder.registry is not self:  # pragma: no cover  # closed meanwhile
-                return self.open(context)
+    def get(self) -> T:
+        """Return the current context's session, made if this is its first use."""
+        holder = self.holder()
+        if holder is None:
+            return self.open()
         session: T = holder.session
         return session
+
+    __call__ = get
 
     def holder(self) -> Holder | None:
         """Return what holds the current context's session, if it was made."""
         try:
-            holder: Holder | None = get_context().g.__dict__.get(self.key)
+            holder: Holder | None = get_g().__dict__.get(self.key)
         except (RuntimeError, AttributeError):  # no context, or no room on its `g`
             return None
-        return None if holder is None or holder.registry is not self else holder
+        if holder is None or holder.registry is not self:
+            return None
+        if holder.thread != get_ident():
+            holder.share()
+            if holder.registry is not self:  # pragma: no cover  # closed meanwhile
+                return None
+        return holder
 
-    def open(self, context: AppContext, keywords: Keywords = NONE) -> T:
-        """Make a context's session.
+    def open(self, keywords: Keywords = NONE) -> T:
+        """Make the current context's session.
 
-        :raises ScopeError: when its application was not set up, or no more sessions can
-            be made there.
+        :raises ScopeError: when there is no context, its application was not set up, or
+            no more sessions can be made there.
         """
+        context = current_context()
         scope = self._scope(context)
         session = self.make_session(keywords)
         watch(context)
-        holder = hold(self, session, context.app, scope)
+        holder = scope.hold(self, session)
+        attributes = context.g.__dict__
         # Atomic: of the threads that share the context, one keeps its session.
-        while (kept := scope.setdefault(self.key, holder)) is not holder:
+        while (kept := attributes.setdefault(self.key, holder)) is not holder:
             if kept.registry is self:
                 holder.close()
                 break
             # It is closed, and one of them takes it away, but no other's new one.
-            taken: Holder | None = scope.pop(self.key, None)
+            taken: Holder | None = attributes.pop(self.key, None)
             if taken is not None and taken.registry is self:
-                scope.setdefault(self.key, taken)
+                attributes.setdefault(self.key, taken)
         if kept.thread != get_ident():
             kept.share()
         kept_session: T = kept.session
@@ -167,7 +152,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         if holder is None or holder.session is not obj:
             self.clear()
             watch(context)
-            scope[self.key] = hold(self, obj, context.app, scope)
+            context.g.__dict__[self.key] = scope.hold(self, obj)
 
     def clear(self) -> None:
         """Close the current context's session. The next use makes a new one."""
@@ -175,7 +160,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
         if holder is not None:
             holder.close()
 
-    def _scope(self, context: AppContext) -> dict[str, Any]:
+    def _scope(self, context: AppContext) -> Scope:
         owner = self.owner
         if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
@@ -188,7 +173,7 @@ class ContextRegistry(ScopedRegistry[T], Generic[T, O]):
 
 
 def register(
-    owner: Owner, app: Flask, extension: str, attribute: str | None = None
+    owner: ContextScoped[Any], app: Flask, extension: str, attribute: str | None = None
 ) -> None:
     """Give an application an owner, and let its contexts release their sessions.
 

@@ -11,10 +11,9 @@ import math
 import time
 import warnings
 from _thread import start_new_thread
-from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from threading import Thread, current_thread, get_ident
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from flask import Flask
@@ -26,6 +25,9 @@ from ._context import ScopeError, find_context
 from ._fork import forget, in_unprepared_child, live, never_finalise
 from ._threads import allow_use, end_use
 
+if TYPE_CHECKING:
+    from ._registry import ContextRegistry
+
 SECONDS_TO_WAIT = 1.0
 """How long the end of a context waits for threads that are inside its sessions."""
 
@@ -34,113 +36,45 @@ SECONDS_BETWEEN_ATTEMPTS = 0.01
 # A listener may use the session again each time that one is closed, and so for ever.
 _TURNS = 10
 
-# On `g`, where no name of a session makes a key that begins like these.
-_FIRST = "_flask_sqlalchemy_sessions_first"
-_OTHERS = "_flask_sqlalchemy_sessions_others"
-_RELEASED = "_flask_sqlalchemy_sessions_released"
-_SEALED = "_flask_sqlalchemy_sessions_sealed"
+# Why a session was not closed by a teardown.
+_ABANDONED = (
+    "was closed by the safety net, not by a teardown: the context was never popped, "
+    "its 'g' was cleared, or the session was first used after the teardown, by a "
+    "thread that inherited the context"
+)
+_LATE = (
+    "was closed by the safety net, not by a teardown: it was made after the context's "
+    "teardown, by a thread that inherited the context or in a context that was pushed "
+    "again and not popped"
+)
+_BUSY = (
+    f"was in use by another thread {SECONDS_TO_WAIT:g} s after its context had ended, "
+    "and is closed when that thread lets go of it"
+)
 
-
-class Registry(Protocol):
-    """A scoped session object's registry, as the end of a context sees it."""
-
-    key: str
-    name: str
-
-    @property
-    def serves_a_thread(self) -> bool: ...
-    def release(self, session: Any) -> None: ...
-    def close_session(self, session: Any, *, seconds: float | None = None) -> None: ...
-    def is_open(self, session: Any) -> bool: ...
+# On `g`, where no name of a session makes a key that begins like this one.
+_SCOPE = "_flask_sqlalchemy_sessions_scope"
 
 
 class Holder:
-    """Holds one session for one context, until it is closed.
+    """Holds one session for one context, until it is closed."""
 
-    A context's `g` has the last one of each registry under the registry's key, and the
-    first of all under a key of its own. The first knows the others.
-    """
+    __slots__ = ("closer", "registry", "session", "thread", "threads")
 
-    __slots__ = (
-        "__weakref__",
-        "app",
-        "closer",
-        "late",
-        "left",
-        "others",
-        "registry",
-        "session",
-        "thread",
-        "threads",
-    )
-
-    registry: Registry | None
+    registry: ContextRegistry[Any] | None
     """Whose uses find the session: None once they are to make another one."""
 
-    closer: Registry | None
+    closer: ContextRegistry[Any] | None
     """What closes the session: None once it is closed, or another's to close."""
-
-    left: bool
-    """Whether it was left to a thread of its own to close the session."""
 
     threads: list[Thread]
     """Those that were given the session, first the one that made it."""
 
-    def __init__(
-        self, registry: Registry, session: Any, app: Flask, late: bool = False
-    ) -> None:
+    def __init__(self, registry: ContextRegistry[Any], session: Any) -> None:
         self.session = session
-        self.app = app
         self.thread = get_ident()
-        self.late = late
-        self.left = False
-        self.others: Collection[Holder] = ()
         self.threads = [current_thread()]
-        live.add(ref(self, forget))
         self.registry = self.closer = registry
-
-    def leave_to_parent(self) -> object:
-        self.registry = self.closer = None
-        return self.session
-
-    def unclosed(self) -> list[Holder]:
-        """Return this holder and the others that it knows, if they are to be closed."""
-        if not self.others:
-            return [] if self.closer is None or self.left else [self]
-        holders = (self, *self.others)
-        return [each for each in holders if each.closer is not None and not each.left]
-
-    def end(
-        self, deadline: float, *, through_owner: bool, seconds: float | None
-    ) -> None:
-        """Let the owner remove the session, and close what that has not closed."""
-        try:
-            if through_owner and self.registry is not None:
-                self.registry.release(self.session)
-        except IllegalStateChangeError:
-            if self.closer is None:
-                raise
-            # Another thread is inside the session, which is waited for.
-        finally:
-            if self.closer is not None:
-                self.close_when_idle(deadline, seconds=seconds)
-
-    def close_when_idle(self, deadline: float, *, seconds: float | None = None) -> None:
-        """Close the session once no other thread is inside it.
-
-        After the deadline it is left to a thread of its own to wait for that.
-        """
-        self.registry = None
-        while self.closer is not None:
-            try:
-                self.close(seconds=seconds)
-            except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
-                if time.monotonic() >= deadline:
-                    self.left = True
-                    with suppress(RuntimeError):  # no more threads: the safety net's
-                        start_new_thread(self.close_at_last, ())
-                    return
-                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
 
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
@@ -155,25 +89,20 @@ class Holder:
             stays as it was.
         :raises BaseException: what closing raised. Every connection was given back.
         """
-        closer = self.closer
+        closer, session = self.closer, self.session
         if closer is None:
             return  # pragma: no cover  # another thread was faster
-        session = self.session
         # A listener that uses the session meanwhile is given another one, and so is a
         # thread that is not noted yet.
         registry, self.registry = self.registry, None
-        is_shared = (
-            (len(self.threads) > 1 or self.thread != get_ident())
-            and closer.serves_a_thread
-            and isinstance(session, Session)  # and no fake of a test
-        )
+        is_shared = len(self.threads) > 1 or self.thread != get_ident()
         try:
-            if is_shared:
+            # An async session is a task's, and a test's fake nobody's.
+            if is_shared and isinstance(session, Session):
                 end_use(session, self.threads)
             closer.close_session(session, seconds=seconds)
         except IllegalStateChangeError:
-            if is_shared:
-                allow_use(session)
+            allow_use(session)
             self.registry = registry
             raise
         except BaseException:
@@ -183,18 +112,126 @@ class Holder:
             raise
         self.closer = None
 
-    def close_at_last(self) -> None:  # pragma: no cover  # its thread is not traced
+
+class Scope:
+    """Knows the sessions of one context, until they are closed.
+
+    It is on the context's `g`, beside the last holder of each registry.
+    """
+
+    __slots__ = ("__weakref__", "app", "holders", "is_sealed", "reason")
+
+    holders: list[Holder]
+    """Each step with it is atomic, as threads may share the context."""
+
+    is_sealed: bool
+    """Whether no more sessions can be made."""
+
+    reason: str
+    """Why a teardown did not close what is still to be closed."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+        self.reason = _ABANDONED
+        self.holders = []
+        self.is_sealed = False
+        live.add(ref(self, forget))
+
+    def hold(self, registry: ContextRegistry[Any], session: Any) -> Holder:
+        """Hold a session, which no use of the context finds yet."""
+        allow_use(session)  # a factory may return one that was closed, again
+        for each in self.holders.copy():
+            if each.closer is None:
+                self.forget(each)
+        holder = Holder(registry, session)
+        self.holders.append(holder)
+        return holder
+
+    def forget(self, holder: Holder) -> None:
+        """Leave a session to others, or to nobody if it is closed."""
+        with suppress(ValueError):  # another thread was faster
+            self.holders.remove(holder)
+
+    def unclosed(self) -> list[Holder]:
+        """Return what is still to be closed."""
+        return [each for each in self.holders.copy() if each.closer is not None]
+
+    def end(self, *, through_owners: bool) -> list[BaseException]:
+        """Close every session, and return what that raised.
+
+        :param through_owners: whether their `remove` acts on this scope.
+        """
+        # A finaliser may end another context, at any point of any thread, also of one
+        # that holds what others need to go on.
+        seconds = None if through_owners else SECONDS_TO_WAIT
+        deadline = time.monotonic() + SECONDS_TO_WAIT
+        self.reason = _LATE  # of what is still to come
+        errors: list[BaseException] = []
+        turn = 0
+        while turn <= _TURNS and (holders := self.unclosed()):
+            if turn == _TURNS:
+                self.is_sealed = True
+            for holder in holders:
+                try:
+                    if through_owners and turn == 0 and holder.registry is not None:
+                        holder.registry.release(holder.session)
+                    else:
+                        self.close(holder, deadline, seconds=seconds)
+                except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
+                    # What another thread is inside of, the next turn waits for.
+                    is_inside = isinstance(error, IllegalStateChangeError)
+                    if not is_inside or holder.closer is None:
+                        errors.append(error)
+            turn += 1
+        self.is_sealed = False
+        return errors
+
+    def close(
+        self, holder: Holder, deadline: float, *, seconds: float | None = None
+    ) -> None:
+        """Close a session once no other thread is inside it.
+
+        After the deadline it is left to a thread of its own to wait for that.
+        """
+        holder.registry = None
+        while holder.closer is not None:
+            try:
+                holder.close(seconds=seconds)
+            except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
+                if time.monotonic() >= deadline:
+                    self.leave_to_thread(holder)
+                    return
+                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+
+    def leave_to_thread(self, holder: Holder) -> None:
+        """Leave it to a thread of its own to wait until the session can be closed."""
+        busy = Scope(self.app)
+        busy.reason = _BUSY
         try:
-            _warn([self])
+            start_new_thread(busy.close_at_last, (holder,))
+        except RuntimeError:  # no more threads: it is the safety net's
+            self.reason = _BUSY
+        else:
+            self.forget(holder)
+
+    def close_at_last(self, holder: Holder) -> None:  # pragma: no cover  # not traced
+        self.holders.append(holder)
+        try:
+            self.warn()
         finally:
-            self.close_when_idle(math.inf)
+            self.close(holder, math.inf)
+
+    def leave_to_parent(self) -> list[object]:
+        """Return the sessions, which a forked child inherits and must not close."""
+        inherited = self.unclosed()
+        for holder in inherited:
+            holder.registry = holder.closer = None
+        return [holder.session for holder in inherited]
 
     def __del__(self) -> None:
         """Close what every teardown missed, with a :exc:`ResourceWarning`."""
         try:
             holders = self.unclosed()
-            if self.left and self.closer is not None:  # and no thread has it
-                holders.insert(0, self)
         except AttributeError:  # an interrupt came before
             return
         if not holders:
@@ -204,61 +241,29 @@ class Holder:
             return
         with ExitStack() as stack:
             for holder in reversed(holders):
-                stack.callback(holder.close_when_idle, 0, seconds=0)
-            _warn(holders)
+                stack.callback(self.close, holder, 0, seconds=0)
+            self.warn()
 
-
-def _warn(holders: list[Holder]) -> None:
-    names = ", ".join(repr(each.closer.name) for each in holders if each.closer)
-    if holders[0].left:
-        fact = (
-            f"was in use by another thread {SECONDS_TO_WAIT:g} s after its context had "
-            "ended, and is closed when that thread lets go of it"
+    def warn(self) -> None:
+        holders = self.unclosed()
+        names = ", ".join(repr(each.closer.name) for each in holders if each.closer)
+        warnings.warn(
+            f"A session ({names}) of Flask application {self.app.name!r} "
+            f"{self.reason}. Give work that outlives a request a context of its own: "
+            "'with app.app_context():'. [late-session]",
+            ResourceWarning,
+            stacklevel=3,
+            source=holders[0],
         )
-    elif holders[0].late:
-        fact = (
-            "was closed by the safety net, not by a teardown: it was made after the "
-            "context's teardown, by a thread that inherited the context or in a "
-            "context that was pushed again and not popped"
-        )
-    else:
-        fact = (
-            "was closed by the safety net, not by a teardown: the context was never "
-            "popped, its 'g' was cleared, or the session was first used after the "
-            "teardown, by a thread that inherited the context"
-        )
-    warnings.warn(
-        f"A session ({names}) of Flask application {holders[0].app.name!r} {fact}. "
-        "Give work that outlives a request a context of its own: 'with "
-        "app.app_context():'. [late-session]",
-        ResourceWarning,
-        stacklevel=3,
-        source=holders[0],
-    )
 
 
-def hold(registry: Registry, session: Any, app: Flask, scope: dict[str, Any]) -> Holder:
-    """Let a context hold a session, which no use of it finds yet."""
-    allow_use(session)  # a factory may return one that was closed, again
-    holder = Holder(registry, session, app, _RELEASED in scope)
-    first: Holder = scope.setdefault(_FIRST, holder)
-    if first is not holder:
-        # Each step is atomic, as threads that share the context may do the same.
-        first.others = others = scope.setdefault(_OTHERS, [])
-        others.append(holder)
-        for each in [each for each in others if each.closer is None]:
-            with suppress(ValueError):
-                others.remove(each)
-    return holder
-
-
-def scope_of(context: AppContext) -> dict[str, Any]:
-    """Return where a context's holders are, among what else is on its `g`.
+def scope_of(context: AppContext) -> Scope:
+    """Return a context's scope, made if this is its first use.
 
     :raises ScopeError: when no more sessions can be made there.
     """
     try:
-        scope = context.g.__dict__
+        attributes = context.g.__dict__
     except AttributeError:
         raise ScopeError(
             f"The sessions of a context live on its 'g', but {type(context.g)!r}, the "
@@ -266,7 +271,10 @@ def scope_of(context: AppContext) -> dict[str, Any]:
             "has no room for them. Take away its '__slots__', or give it a "
             "'__dict__' slot. [g-slots]"
         ) from None
-    if _SEALED in scope:
+    scope: Scope = attributes.get(_SCOPE) or attributes.setdefault(
+        _SCOPE, Scope(context.app)
+    )
+    if scope.is_sealed:
         raise ScopeError(
             f"A context of Flask application {context.app.name!r} ends, and each time "
             "its session was closed it was used again: by a listener of that event, "
@@ -281,34 +289,9 @@ def release(context: AppContext) -> None:
 
     It waits one time for all that other threads are inside of.
     """
-    scope: dict[str, Any] = getattr(context.g, "__dict__", {})
-    first: Holder | None = scope.get(_FIRST)
-    if first is None:
-        return
-    # What the owners' `remove` acts on is the current one.
-    through_owners = context is find_context()
-    # A finaliser may end another one, at any point of any thread, also of one that
-    # holds what others need to go on.
-    seconds = None if through_owners else SECONDS_TO_WAIT
-    deadline = time.monotonic() + SECONDS_TO_WAIT
-    errors: list[BaseException] = []
-    turn = 0
-    while turn <= _TURNS and (holders := first.unclosed()):
-        if turn == _TURNS:
-            scope[_SEALED] = True
-        for holder in holders:
-            try:
-                holder.end(
-                    deadline,
-                    through_owner=through_owners and not turn,
-                    seconds=seconds,
-                )
-            except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
-                errors.append(error)
-        turn += 1
-    scope[_RELEASED] = True
-    if turn > _TURNS:
-        del scope[_SEALED]
+    scope: Scope | None = getattr(context.g, "__dict__", {}).get(_SCOPE)
+    # What the owners' `remove` acts on is the current context.
+    errors = scope.end(through_owners=context is find_context()) if scope else None
     if errors:
         try:
             raise errors[0]

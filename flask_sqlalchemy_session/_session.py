@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
@@ -12,7 +11,6 @@ from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.util import ScopedRegistry
 from werkzeug.local import LocalProxy
 
-from ._context import get_context
 from ._factory import (
     REMEDY,
     S,
@@ -30,7 +28,7 @@ EXTENSION = "sqlalchemy_session"
 _ATTEMPTS = 10
 
 
-class SessionRegistry(ContextRegistry[S, "FlaskScopedSession[S]"]):
+class SessionRegistry(ContextRegistry[S]):
     """Makes and closes the sessions of a `FlaskScopedSession`."""
 
     __slots__ = ()
@@ -84,10 +82,15 @@ def close_transaction(transaction: SessionTransaction) -> None:
         return
 
 
-# What a proxy has itself. It forwards everything else, and is not awaitable, as
-# `LocalProxy` is for what it may stand for.
+# What 1.1's `current_session` had from the scoped session that it stood for.
+SCOPED_NAMES = {"configure", "query_property", "registry", "remove", "session_factory"}
+
+# What a proxy does not forward at once. It is not awaitable, as `LocalProxy` is for
+# what it may stand for.
 _ASYNC = {"__aenter__", "__aexit__", "__aiter__", "__anext__", "__await__"}
-OWN_NAMES = frozenset({*dir(LocalProxy), "_registry", "_class"} - _ASYNC)
+OWN_NAMES = frozenset(
+    {*dir(LocalProxy), "_scoped_session", "_registry", *SCOPED_NAMES} - _ASYNC
+)
 
 
 class SessionProxy(LocalProxy[S]):
@@ -116,14 +119,10 @@ class SessionProxy(LocalProxy[S]):
         def __getattribute__(self, name):
             if name in OWN_NAMES:
                 return object.__getattribute__(self, name)
-            registry = _registry_of(self)
-            try:
-                # Without the registry's call, which is a quarter of the time.
-                holder = get_context().g.__dict__[registry.key]
-                held = holder.registry is registry and holder.thread == get_ident()
-            except (RuntimeError, AttributeError, KeyError):
-                held = False
-            return getattr(holder.session if held else registry(), name)
+            return getattr(_registry_of(self).get(), name)
+
+        def _scoped_session(self):
+            return _registry_of(self).owner
 
         def __dir__(self) -> list[str]:
             # Without a context `LocalProxy` would offer a shell nothing to complete.
@@ -137,14 +136,11 @@ class SessionProxy(LocalProxy[S]):
             # True to the type without a context, and without making a session where
             # the factory tells the class. What a factory raises, the next use tells.
             try:
-                return self._class()
+                owner = self._scoped_session()
+                made = class_made_by(owner.session_factory, Session)
+                return made or type(owner())
             except Exception:  # noqa: BLE001
                 return Session
-
-        def _class(self):
-            registry = _registry_of(self)
-            factory = registry.owner.session_factory
-            return class_made_by(factory, Session) or type(registry())
 
         def __copy__(self) -> Session:
             return copy.copy(self._get_current_object())
@@ -154,7 +150,7 @@ class SessionProxy(LocalProxy[S]):
 
 
 # Reads the slot, past `__getattribute__`.
-_registry_of = SessionProxy.__dict__["_registry"].__get__
+_registry_of = vars(SessionProxy)["_registry"].__get__
 
 
 class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S]):
@@ -198,7 +194,6 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
         super().__init__(cast("sessionmaker[S]", session_factory))
         self._registry = SessionRegistry[S](self, EXTENSION, name)
         self.registry: ScopedRegistry[S] = self._registry
-        self._name = name
         # The proxy stands for the session in every way that its type promises.
         self._proxy = cast("S", SessionProxy(self._registry))
         if app is not None:

@@ -22,7 +22,7 @@ from flask_sqlalchemy_session._factory import check_callable, class_made_by
 from flask_sqlalchemy_session._fork import living
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import NONE, ContextRegistry, Keywords, register
-from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS, Holder
+from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS
 from flask_sqlalchemy_session._session import close_transaction
 
 from ._calls import call, schedule, schedule_on
@@ -89,7 +89,7 @@ async def _end_transaction(session: AsyncSession) -> None:
             await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)
 
 
-class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
+class AsyncSessionRegistry(ContextRegistry[AS]):
     """Makes and closes the sessions of a `FlaskAsyncScopedSession`."""
 
     __slots__ = ()
@@ -126,9 +126,10 @@ class AsyncSessionRegistry(ContextRegistry[AS, "FlaskAsyncScopedSession[AS]"]):
 
 @at_end.append
 def _close_abandoned() -> None:
-    for each in living():
-        if isinstance(each, Holder) and isinstance(each.closer, AsyncSessionRegistry):
-            each.close(seconds=0)
+    for scope in living():
+        for holder in scope.unclosed():
+            if isinstance(holder.closer, AsyncSessionRegistry):
+                holder.close(seconds=0)
 
 
 class AsyncSessionProxy(LocalProxy[AS]):
@@ -227,7 +228,6 @@ class FlaskAsyncScopedSession(
         )
         self._registry = AsyncSessionRegistry[AS](self, EXTENSION, name)
         self.registry: ScopedRegistry[AS] = self._registry
-        self._name = name
         proxy: AsyncSessionProxy[AS] = AsyncSessionProxy(lambda: self)
         # The proxy stands for the session in every way that its type promises.
         self._proxy = cast("AS", proxy)

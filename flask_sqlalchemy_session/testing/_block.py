@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from flask_sqlalchemy_session._registry import ContextRegistry
 
-    _Registry = ContextRegistry[Any, Any]  # whatever the type of its sessions
+    _Registry = ContextRegistry[Any]  # whatever the type of its sessions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
