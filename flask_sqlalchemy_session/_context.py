@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask
+from flask import Flask, has_app_context
 from flask.ctx import AppContext
 from flask.globals import app_ctx, g
 
@@ -41,10 +41,7 @@ def current_context() -> AppContext:
 
 def find_context() -> AppContext | None:
     """Return the current application context, if there is one."""
-    try:
-        return _get_context()
-    except RuntimeError:
-        return None
+    return _get_context() if has_app_context() else None  # the error takes a while
 
 
 def owner_in(context: AppContext, extension: str, name: str, class_: type) -> Any:

@@ -71,9 +71,10 @@ class Holder:
     """Those that were given the session, first the one that made it."""
 
     def __init__(self, registry: ContextRegistry[Any], session: Any) -> None:
+        thread = current_thread()
         self.session = session
-        self.thread = get_ident()
-        self.threads = [current_thread()]
+        self.thread = thread.ident  # the number, which is compared at each use
+        self.threads = [thread]
         self.registry = self.closer = registry
 
     def share(self) -> None:

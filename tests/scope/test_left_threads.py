@@ -282,6 +282,28 @@ def test_a_request_in_a_live_context_shares_its_session_all_the_same(
 
 
 @before_flask_3_2("a request has a context of its own in any case")
+def test_requests_that_a_view_makes_share_its_session_each_time(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    sessions: list[Session] = []
+
+    @app.get("/")
+    def index() -> str:
+        sessions.append(session())
+        return ""
+
+    @app.get("/outer")
+    def outer() -> str:
+        for _ in range(3):
+            app.test_client().get("/")
+        return index()
+
+    app.test_client().get("/outer")
+    assert sessions == sessions[:1] * 4
+    assert held.count == 0
+
+
+@before_flask_3_2("a request has a context of its own in any case")
 @pytest.mark.parametrize("used", [True, False])
 def test_a_request_in_a_context_that_was_pushed_before_the_set_up_shares_its_session(
     used: bool, app: Flask, engine: Engine
