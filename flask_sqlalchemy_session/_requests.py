@@ -43,6 +43,7 @@ _OWN = "_flask_sqlalchemy_session_own"
 _PUSHED = "_flask_sqlalchemy_session_pushed"
 
 _flasks_app_context = Flask.app_context
+_flasks_request_context = Flask.request_context
 
 
 def watch_contexts(app: Flask) -> None:
@@ -71,16 +72,21 @@ class _Unshared:
 
 def _application_methods(class_: type[Flask]) -> dict[str, object]:
     context_class: type[AppContext] = subclass(AppContext, context_methods)
+    request_class: type[RequestContext] = subclass(
+        flask.ctx.RequestContext, _request_methods
+    )
 
+    # To give a context its class once it is there takes longer.
     def app_context(self: Flask, *args: Any, **kwargs: Any) -> AppContext:
         if class_.app_context is _flasks_app_context:
-            # To give a context its class once it is there takes longer.
             return context_class(self, *args, **kwargs)
         context = class_.app_context(self, *args, **kwargs)
         watch(context)
         return context
 
     def request_context(self: Flask, environ: Any) -> RequestContext:
+        if class_.request_context is _flasks_request_context:
+            return request_class(self, environ)
         request = class_.request_context(self, environ)
         request.__class__ = subclass(type(request), _request_methods)
         return request
