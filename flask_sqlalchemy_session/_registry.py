@@ -15,7 +15,7 @@ from ._context import ScopeError, current_context, get_g, owner_in, unproxied
 from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
 from ._requests import watch_contexts
-from ._scope import Holder, Scope, scope_of
+from ._scope import Holder, scope_of
 
 if TYPE_CHECKING:
     from ._owner import ContextScoped
@@ -91,15 +91,11 @@ class ContextRegistry(ScopedRegistry[T]):
         """Let the owner remove the current context's session, at a teardown."""
         self.owner.remove()
 
-    def get(self) -> T:
+    def __call__(self) -> T:
         """Return the current context's session, made if this is its first use."""
         holder = self.holder()
-        if holder is None:
-            return self.open()
-        session: T = holder.session
+        session: T = self.open() if holder is None else holder.session
         return session
-
-    __call__ = get
 
     def holder(self) -> Holder | None:
         """Return what holds the current context's session, if it was made."""
@@ -122,10 +118,10 @@ class ContextRegistry(ScopedRegistry[T]):
             no more sessions can be made there.
         """
         context = current_context()
-        scope = self._scope(context)
+        self._check(context)
         session = self.make_session(keywords)
         watch(context)
-        holder = scope.hold(self, session)
+        holder = scope_of(context).hold(self, session)
         attributes = context.g.__dict__
         # Atomic: of the threads that share the context, one keeps its session.
         while (kept := attributes.setdefault(self.key, holder)) is not holder:
@@ -136,10 +132,7 @@ class ContextRegistry(ScopedRegistry[T]):
             taken: Holder | None = attributes.pop(self.key, None)
             if taken is not None and taken.registry is self:
                 attributes.setdefault(self.key, taken)
-        if kept.thread != get_ident():
-            kept.share()
-        kept_session: T = kept.session
-        return kept_session
+        return session if kept is holder else self()
 
     def has(self) -> bool:
         return self.holder() is not None
@@ -147,12 +140,12 @@ class ContextRegistry(ScopedRegistry[T]):
     def set(self, obj: T) -> None:
         """Give the current context a session. What it had is closed."""
         context = current_context()
-        scope = self._scope(context)
+        self._check(context)
         holder = self.holder()
         if holder is None or holder.session is not obj:
             self.clear()
             watch(context)
-            context.g.__dict__[self.key] = scope.hold(self, obj)
+            context.g.__dict__[self.key] = scope_of(context).hold(self, obj)
 
     def clear(self) -> None:
         """Close the current context's session. The next use makes a new one."""
@@ -160,7 +153,8 @@ class ContextRegistry(ScopedRegistry[T]):
         if holder is not None:
             holder.close()
 
-    def _scope(self, context: AppContext) -> Scope:
+    def _check(self, context: AppContext) -> None:
+        """Refuse a context that can have no session of this registry's."""
         owner = self.owner
         if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
@@ -169,7 +163,7 @@ class ContextRegistry(ScopedRegistry[T]):
                 f"'{type(owner).__name__}(session_factory, app, name=...)'. "
                 "[another-session]"
             )
-        return scope_of(context)
+        scope_of(context)
 
 
 def register(

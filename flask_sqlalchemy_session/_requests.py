@@ -10,6 +10,7 @@ From Flask 3.2 on every request has a context of its own, and this is not instal
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -98,7 +99,8 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
             return class_.full_dispatch_request(self)
         finally:
             if own is not None:
-                setattr(own(), _ANSWERED, True)
+                with suppress(AttributeError):  # it was popped before, and is gone
+                    setattr(own(), _ANSWERED, True)
 
     return {
         "app_context": app_context,

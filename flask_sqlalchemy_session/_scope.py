@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from ._context import ScopeError, find_context
 from ._fork import forget, in_unprepared_child, live, never_finalise
-from ._threads import allow_use, end_use
+from ._threads import InUseError, allow_use, end_use
 
 if TYPE_CHECKING:
     from ._registry import ContextRegistry
@@ -54,6 +54,9 @@ _BUSY = (
 
 # On `g`, where no name of a session makes a key that begins like this one.
 _SCOPE = "_flask_sqlalchemy_sessions_scope"
+
+_closing: dict[Holder, int] = {}
+"""The thread that closes what a holder has, until that is done."""
 
 
 class Holder:
@@ -86,26 +89,42 @@ class Holder:
         """Close the session, if that is still to be done.
 
         :param seconds: how long to wait for an event loop that closes it.
-        :raises IllegalStateChangeError: while another thread is inside the session. It
+        :raises InUseError: while another thread is inside the session, or closes it. It
             stays as it was.
         :raises BaseException: what closing raised. Every connection was given back.
         """
-        closer, session = self.closer, self.session
-        if closer is None:
-            return  # pragma: no cover  # another thread was faster
+        thread = get_ident()
+        try:
+            # Atomic, and known to be this thread's wherever an interrupt comes.
+            if _closing.setdefault(self, thread) != thread:
+                raise InUseError(
+                    "Another thread closes this session already. It is closed when "
+                    "that thread is done. [in-use]"
+                )
+            if self.closer is not None:
+                self._close(self.closer, seconds)
+        finally:
+            if _closing.get(self) == thread:
+                del _closing[self]
+
+    def _close(self, closer: ContextRegistry[Any], seconds: float | None) -> None:
+        session = self.session
         # A listener that uses the session meanwhile is given another one, and so is a
         # thread that is not noted yet.
         registry, self.registry = self.registry, None
         is_shared = len(self.threads) > 1 or self.thread != get_ident()
         try:
-            # An async session is a task's, and a test's fake nobody's.
-            if is_shared and isinstance(session, Session):
-                end_use(session, self.threads)
-            closer.close_session(session, seconds=seconds)
-        except IllegalStateChangeError:
+            if in_unprepared_child():
+                never_finalise([session])
+            else:
+                # An async session is a task's, and a test's fake nobody's.
+                if is_shared and isinstance(session, Session):
+                    end_use(session, self.threads)
+                closer.close_session(session, seconds=seconds)
+        except IllegalStateChangeError as error:
             allow_use(session)
             self.registry = registry
-            raise
+            raise InUseError(*error.args) from error
         except BaseException:
             # An interrupt may have come before anything was closed.
             if not closer.is_open(session):  # pragma: no branch  # nor traced then
@@ -180,8 +199,7 @@ class Scope:
                         self.close(holder, deadline, seconds=seconds)
                 except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
                     # What another thread is inside of, the next turn waits for.
-                    is_inside = isinstance(error, IllegalStateChangeError)
-                    if not is_inside or holder.closer is None:
+                    if not isinstance(error, InUseError):
                         errors.append(error)
             turn += 1
         self.is_sealed = False
@@ -198,7 +216,7 @@ class Scope:
         while holder.closer is not None:
             try:
                 holder.close(seconds=seconds)
-            except IllegalStateChangeError:  # noqa: PERF203  # it waits all the same
+            except InUseError:  # noqa: PERF203  # it waits all the same
                 if time.monotonic() >= deadline:
                     self.leave_to_thread(holder)
                     return
@@ -247,6 +265,8 @@ class Scope:
 
     def warn(self) -> None:
         holders = self.unclosed()
+        if not holders:
+            return  # pragma: no cover  # another thread was faster
         names = ", ".join(repr(each.closer.name) for each in holders if each.closer)
         warnings.warn(
             f"A session ({names}) of Flask application {self.app.name!r} "

@@ -119,7 +119,7 @@ class SessionProxy(LocalProxy[S]):
         def __getattribute__(self, name):
             if name in OWN_NAMES:
                 return object.__getattribute__(self, name)
-            return getattr(_registry_of(self).get(), name)
+            return getattr(_registry_of(self)(), name)
 
         def _scoped_session(self):
             return _registry_of(self).owner

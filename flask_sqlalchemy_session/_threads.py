@@ -23,6 +23,10 @@ _has_gil: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 _frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames")  # noqa: B009  # private to pyright
 
 
+class InUseError(IllegalStateChangeError):
+    """A session is not closed, as another thread is inside it or closes it."""
+
+
 class _Refusal:
     """Stands for the `get_bind` of a session, which each statement asks for."""
 
@@ -48,8 +52,8 @@ def end_use(session: Session, threads: Collection[Thread]) -> None:
     """Let a session refuse other threads' statements, once none is inside it.
 
     :param threads: those that were given the session.
-    :raises IllegalStateChangeError: while one is inside it. It may refuse statements
-        all the same, until :func:`allow_use`.
+    :raises InUseError: while one is inside it. It may refuse statements all the same,
+        until :func:`allow_use`.
     """
     # Another thread may have the number of one that has ended.
     running = {thread.ident for thread in threads if _is_running(thread)}
@@ -86,7 +90,7 @@ def _check(session: Session, given: Collection[int | None]) -> None:
     }
     for thread, frame in frames.items():
         if _is_inside(session, frame, thread in given):
-            raise IllegalStateChangeError(
+            raise InUseError(
                 "Another thread executes a statement on this session, which can't be "
                 "closed meanwhile. Wait for that thread, or give it a context of its "
                 "own: 'with app.app_context():'. [in-use]"

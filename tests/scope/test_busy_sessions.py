@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import QueuePool, create_engine, event, text
-from sqlalchemy.exc import IllegalStateChangeError
+from sqlalchemy.exc import IllegalStateChangeError, InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
@@ -159,12 +159,14 @@ def test_a_session_that_stays_busy_is_closed_when_its_thread_lets_go(
     assert not invalidated
 
 
+@pytest.mark.parametrize("removes_before", [True, False])
 def test_an_error_of_the_same_class_from_a_remove_of_ones_own_reaches_the_caller(
-    app: Flask, engine: Engine, held: Held
+    removes_before: bool, app: Flask, engine: Engine, held: Held
 ) -> None:
     class Strict(FlaskScopedSession[Session]):
         def remove(self) -> None:
-            super().remove()
+            if removes_before:
+                super().remove()
             raise IllegalStateChangeError("its own")
 
     session = Strict(sessionmaker(engine), app)
@@ -175,6 +177,111 @@ def test_an_error_of_the_same_class_from_a_remove_of_ones_own_reaches_the_caller
 
     with raises(IllegalStateChangeError, "its own"):
         use_it()
+    assert held.count == 0
+
+
+def test_a_thread_that_closes_the_session_first_does_not_change_the_response(
+    app: Flask, engine: Engine, held: Held
+) -> None:
+    gate = Gate(engine, "before_cursor_execute", seconds=0.3)
+    removed = threading.Event()
+
+    class Logged(FlaskScopedSession[Session]):
+        def remove(self) -> None:
+            try:
+                super().remove()
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    assert removed.wait(30)
+
+    session = Logged(sessionmaker(engine), app)
+
+    def job() -> None:
+        query(session)
+        session.remove()
+        removed.set()
+
+    with ThreadPoolExecutor(1) as pool:
+
+        @app.get("/")
+        def index() -> str:
+            session()
+            pool.submit(contextvars.copy_context().run, job)
+            assert gate.reached.wait(30)
+            return "the view's"
+
+        assert app.test_client().get("/").text == "the view's"
+    assert held.count == 0
+
+
+def test_a_session_that_another_thread_closes_is_refused_when_its_context_has_ended(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine, held: Held
+) -> None:
+    rollback = Gate(engine, "rollback", seconds=0.3)
+    given, ended = threading.Event(), threading.Event()
+
+    def remove() -> None:
+        assert given.wait(30)
+        session.remove()
+
+    def use_late() -> None:
+        taken = session()
+        given.set()
+        assert ended.wait(30)
+        taken.execute(SELECT_1)
+
+    with ThreadPoolExecutor(2) as pool:
+        with app.app_context():
+            query(session)
+            jobs = [
+                pool.submit(contextvars.copy_context().run, job)
+                for job in (remove, use_late)
+            ]
+            assert rollback.reached.wait(30)
+        ended.set()
+        jobs[0].result(30)
+        with raises(InvalidRequestError, "[closed-session]"):
+            jobs[1].result(30)
+    assert held.count == 0
+
+
+def test_a_thread_that_lost_the_first_use_is_given_no_session_that_has_ended(
+    app: Flask, engine: Engine, held: Held
+) -> None:
+    made, wanted = threading.Event(), threading.Event()
+    closing, ended = threading.Event(), threading.Event()
+
+    def is_late() -> bool:
+        return threading.current_thread() is not threading.main_thread()
+
+    class Slow(Session):
+        def close(self) -> None:
+            if is_late() and not ended.is_set():
+                closing.set()
+                assert ended.wait(30)
+            super().close()
+
+    def make() -> Slow:
+        if is_late():
+            made.set()
+            assert wanted.wait(30)
+        return Slow(engine)
+
+    session = FlaskScopedSession(make, app)
+    with (  # noqa: PT031  # it warns of that which is late, and of the one given up
+        pytest.warns(ResourceWarning, match="late-session"),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with app.app_context():
+            job = pool.submit(contextvars.copy_context().run, session)
+            assert made.wait(30)
+            first = session()
+            wanted.set()
+            assert closing.wait(30)
+        ended.set()
+        late = job.result(30)
+        del job
+    assert late is not first
     assert held.count == 0
 
 

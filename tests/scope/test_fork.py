@@ -120,12 +120,44 @@ def another_threads(name):
     return code
 
 
+def ends_with_its_thread(name):
+    # In the child Python drops what other threads have, before any hook.
+    kept = threading.local()
+    written, forked = threading.Event(), threading.Event()
+
+    def rows():
+        with app.app_context():
+            write(name)
+            yield
+            session.commit()
+            yield
+
+    def work():
+        kept.rows = rows()
+        next(kept.rows)
+        written.set()
+        forked.wait()
+        next(kept.rows)
+        kept.rows.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    written.wait()
+    sys.unraisablehook = lambda _: None  # Flask's error: it is not the current context
+    code = fork(lambda: None)
+    sys.unraisablehook = sys.__unraisablehook__
+    forked.set()
+    thread.join()
+    return code
+
+
 codes = {
     child.__name__: in_a_context(child.__name__, child)
     for child in (unwinds, removes, exits, exits_at_once, uses_the_session)
 }
 codes["drops"] = drops("drops")
 codes["another_threads"] = another_threads("another_threads")
+codes["ends_with_its_thread"] = ends_with_its_thread("ends_with_its_thread")
 with Session(engine) as after:
     print(json.dumps({"codes": codes, "rows": after.scalars(select(User.name)).all()}))
 """

@@ -281,6 +281,21 @@ def test_a_request_in_a_live_context_shares_its_session_all_the_same(
     assert held.count == 0
 
 
+def test_a_request_that_is_pushed_again_is_answered(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    @app.get("/")
+    def index() -> str:
+        session()
+        return "answered"
+
+    context = app.test_request_context("/")
+    for _ in range(2):
+        with context:
+            assert app.full_dispatch_request().get_data(as_text=True) == "answered"
+        assert held.count == 0
+
+
 @before_flask_3_2("a request has a context of its own in any case")
 def test_requests_that_a_view_makes_share_its_session_each_time(
     app: Flask, session: FlaskScopedSession[Session], held: Held

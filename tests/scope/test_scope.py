@@ -12,7 +12,7 @@ from unittest import mock
 from weakref import ref
 
 import pytest
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, g
 from sqlalchemy import text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
@@ -36,6 +36,22 @@ def test_a_context_has_one_session(
         assert session() is session()
         assert session() == current_session
         current_session.execute(text("SELECT 1"))
+        assert held.count == 1
+    assert held.count == 0
+
+
+def test_a_session_whose_factory_clears_g_is_the_contexts_all_the_same(
+    app: Flask, engine: Engine, held: Held
+) -> None:
+    def make() -> Session:
+        vars(g).clear()
+        return Session(engine)
+
+    session = FlaskScopedSession(make, app)
+    with app.app_context():
+        first = session()
+        use(first)
+        assert session() is first
         assert held.count == 1
     assert held.count == 0
 
