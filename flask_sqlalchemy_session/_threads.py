@@ -30,22 +30,27 @@ class InUseError(IllegalStateChangeError):
 class _Refusal:
     """Stands for the `get_bind` of a session, which each statement asks for."""
 
-    def __init__(self, session: Session, threads: Collection[int | None]) -> None:
+    def __init__(self, session: Session, is_late: Callable[[], bool]) -> None:
         self.session = ref(session)  # which has this, and is no cycle
-        self.threads = {*threads} - {get_ident()}
+        self.is_late = is_late
 
     def __call__(self, *args: Any, **kwargs: Any) -> object:
-        if get_ident() in self.threads:
+        if self.is_late():
             raise InvalidRequestError(
-                "This session was closed, after another thread had been given it: its "
-                "context has ended, or session.remove() was called. Give work that "
-                "outlives a request a context of its own: 'with app.app_context():'. "
-                "[closed-session]"
+                "This session was closed, after another thread or task had been given "
+                "it: its context has ended, or session.remove() was called. Give work "
+                "that outlives a request a context of its own: 'with "
+                "app.app_context():'. [closed-session]"
             )
         # A test's own session, which its factory returns each time.
         session = self.session()
         assert session is not None  # it asks
         return type(session).get_bind(session, *args, **kwargs)
+
+
+def refuse_use(session: Session, is_late: Callable[[], bool]) -> None:
+    """Let a session refuse the statements of who is late, until :func:`allow_use`."""
+    vars(session).setdefault("get_bind", _Refusal(session, is_late))
 
 
 def end_use(session: Session, threads: Collection[Thread]) -> None:
@@ -60,7 +65,8 @@ def end_use(session: Session, threads: Collection[Thread]) -> None:
     _check(session, running)
     # It is asked for before there is a connection. A thread that asked earlier is found
     # by the second check.
-    vars(session).setdefault("get_bind", _Refusal(session, running))
+    late = running - {get_ident()}
+    refuse_use(session, lambda: get_ident() in late)
     _check(session, running)
 
 

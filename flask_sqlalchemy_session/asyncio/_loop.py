@@ -11,9 +11,10 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from flask import Flask
+from flask.ctx import AppContext
 
 from flask_sqlalchemy_session._context import ScopeError, find_context, unproxied
 from flask_sqlalchemy_session._ending import has_ended, watch
@@ -21,9 +22,6 @@ from flask_sqlalchemy_session._fork import never_finalise
 
 from ._calls import call, scheduled
 from ._engines import leave_connections_to_parent
-
-if TYPE_CHECKING:
-    from flask.ctx import AppContext
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,7 +105,8 @@ def _start_anew() -> None:
     """Leave the loop, and the connections that belong to it, to the parent process."""
     global _shared  # the process is the scope that it is shared in
     inherited, _shared = _shared, EventLoopThread()
-    never_finalise([inherited])
+    never_finalise([inherited, *scheduled])
+    scheduled.clear()
     # A child that is forked before there is a loop is not traced.
     if inherited.loop is not None:  # pragma: no branch
         # What waits there for a connection is woken from here, and in vain.

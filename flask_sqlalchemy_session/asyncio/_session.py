@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
@@ -17,13 +16,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry, greenlet_spawn
 from werkzeug.local import LocalProxy
 
-from flask_sqlalchemy_session._context import current_context
+from flask_sqlalchemy_session._context import current_context, find_context
+from flask_sqlalchemy_session._ending import has_ended
 from flask_sqlalchemy_session._factory import check_callable, class_made_by
 from flask_sqlalchemy_session._fork import living
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import NONE, ContextRegistry, Keywords, register
 from flask_sqlalchemy_session._scope import SECONDS_BETWEEN_ATTEMPTS
 from flask_sqlalchemy_session._session import close_transaction
+from flask_sqlalchemy_session._threads import refuse_use
 
 from ._calls import call, schedule, schedule_on
 from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
@@ -50,6 +51,8 @@ def _loop_of(session: AsyncSession) -> asyncio.AbstractEventLoop | None:
 async def _close(session: AsyncSession) -> None:
     """Close a session and give back every connection, also if closing fails."""
     sync_session = session.sync_session
+    # A task that was given it may go on after its view.
+    refuse_use(sync_session, lambda: has_ended(find_context()))
     autobegin = sync_session.autobegin
     # A listener of a transaction's end may begin the next one, and so for ever.
     for may_begin in (autobegin, False):  # pragma: no branch  # the second one ends it
@@ -112,7 +115,7 @@ class AsyncSessionRegistry(ContextRegistry[AS]):
         if loop is loop_that_runs_here():
             schedule(_close(session))
         elif seconds is None:
-            call(loop, partial(_close, session))
+            call(loop, lambda: _close(session))
         else:
             schedule_on(loop, _close(session), seconds)
 
@@ -223,14 +226,12 @@ class FlaskAsyncScopedSession(
     ) -> None:
         check_callable(session_factory, REMEDY)
         # It is called, and only `configure` needs an async_sessionmaker.
-        super().__init__(
-            cast("async_sessionmaker[AS]", session_factory), current_context
-        )
+        maker = cast("async_sessionmaker[AS]", session_factory)
+        super().__init__(maker, current_context)
         self._registry = AsyncSessionRegistry[AS](self, EXTENSION, name)
         self.registry: ScopedRegistry[AS] = self._registry
-        proxy: AsyncSessionProxy[AS] = AsyncSessionProxy(lambda: self)
         # The proxy stands for the session in every way that its type promises.
-        self._proxy = cast("AS", proxy)
+        self._proxy = cast("AS", AsyncSessionProxy[AS](lambda: self))
         if app is not None:
             self.init_app(app)
 

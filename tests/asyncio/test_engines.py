@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from flask import Flask, current_app, g, request
 from flask.globals import app_ctx
-from sqlalchemy import URL, AsyncAdaptedQueuePool, event, text
+from sqlalchemy import URL, AsyncAdaptedQueuePool, event, make_url, text
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -326,6 +326,12 @@ def test_what_waits_for_a_connection_at_a_fork_is_served_by_the_parent(
     assert told == ("\n".join(lines), "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_child_ends_without_what_its_parent_was_closing(tmp_path: Path) -> None:
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/test.sqlite3")
+    assert fork(FORK_BESIDE_A_CLOSE, url) == ("child: 1\nparent: 0, 0 out\n", "")
+
+
 def fork(program: str, url: URL, **environment: str) -> tuple[str, str]:
     """Run a program, and return what it and its child wrote."""
     environment["URL"] = url.render_as_string(hide_password=False)
@@ -346,6 +352,51 @@ def fork(program: str, url: URL, **environment: str) -> tuple[str, str]:
         os.killpg(process.pid, signal.SIGKILL)
         return process.communicate()
 
+
+FORK_BESIDE_A_CLOSE = """
+import asyncio, os, sys, threading
+from flask import Flask
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.util import await_only
+from flask_sqlalchemy_session.asyncio import (
+    FlaskAsyncScopedSession, current_async_session, use_one_event_loop
+)
+
+app = Flask("shop")
+use_one_event_loop(app)
+engine = create_async_engine(os.environ["URL"])
+FlaskAsyncScopedSession(async_sessionmaker(engine), app)
+closing, forked = threading.Event(), threading.Event()
+
+@event.listens_for(engine.sync_engine, "rollback")
+def is_slow_once(_):
+    if not closing.is_set():
+        closing.set()
+        await_only(asyncio.to_thread(forked.wait))
+
+async def select_1():
+    return await current_async_session.scalar(text("SELECT 1"))
+
+async def set_up():
+    with app.app_context():
+        await select_1()
+
+app.ensure_sync(set_up)()
+closing.wait()
+child = os.fork()
+if not child:
+    with app.app_context():
+        print("child:", app.ensure_sync(select_1)(), flush=True)
+    app.ensure_sync(engine.dispose)()
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+forked.set()
+while engine.pool.checkedout():
+    pass
+print(f"parent: {status}, {engine.pool.checkedout()} out")
+app.ensure_sync(engine.dispose)()
+"""
 
 FORK_BESIDE_A_WAITER = """
 import asyncio, os, sys, threading, time

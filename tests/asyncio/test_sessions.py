@@ -674,6 +674,48 @@ def test_a_task_that_outlived_its_context_is_told_so_at_its_first_use(
     assert held.count == 0
 
 
+def test_a_task_that_kept_the_session_of_its_view_is_refused_and_holds_nothing(
+    app: Flask, session: FlaskAsyncScopedSession[AsyncSession], held: Held
+) -> None:
+    tasks: list[asyncio.Task[object]] = []
+    answered = threading.Event()
+
+    async def late(kept: AsyncSession) -> object:
+        await asyncio.get_running_loop().run_in_executor(None, answered.wait)
+        return await kept.scalar(text("SELECT 1"))
+
+    async def view() -> None:
+        assert await count_users() == 0
+        tasks.append(asyncio.create_task(late(session())))
+
+    serve(app, view)
+    answered.set()
+
+    async def end() -> object:
+        return await tasks[0]
+
+    with raises(InvalidRequestError, "[closed-session]"):
+        run(end)
+    assert held.count == 0
+
+
+def test_a_session_of_a_tests_own_can_be_used_after_the_requests_that_had_it(
+    app: Flask, async_engine: AsyncEngine, held: Held
+) -> None:
+    own = AsyncSession(async_engine)
+    FlaskAsyncScopedSession(lambda: own, app)
+
+    async def count() -> int | None:
+        number = await own.scalar(select(func.count()).select_from(User))
+        await own.close()
+        return number
+
+    for _ in range(2):
+        serve(app, count_users)
+        assert run(count) == 0
+    assert held.count == 0
+
+
 # Fork
 
 
