@@ -98,8 +98,8 @@ class Holder:
             # Atomic, and known to be this thread's wherever an interrupt comes.
             if _closing.setdefault(self, thread) != thread:
                 raise InUseError(
-                    "Another thread closes this session already. It is closed when "
-                    "that thread is done. [in-use]"
+                    "Another thread closes this session already. It is closed once "
+                    "that thread is done. [closing]"
                 )
             if self.closer is not None:
                 self._close(self.closer, seconds)

@@ -281,6 +281,7 @@ def test_a_request_in_a_live_context_shares_its_session_all_the_same(
     assert held.count == 0
 
 
+@before_flask_3_2("it gives the method the context")
 def test_a_request_that_is_pushed_again_is_answered(
     app: Flask, session: FlaskScopedSession[Session], held: Held
 ) -> None:
