@@ -221,7 +221,10 @@ class StandIn:
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         driver: Any = self.shared.driver
         with self.shared.turn:
-            if self.shared.dialect.driver == "psycopg2":
+            # That of another block, around this one, makes those that its users have.
+            if self.shared.dialect.driver == "psycopg2" and not isinstance(
+                driver, StandIn
+            ):
                 # A named one would read on the server later; this has its rows when it
                 # has executed.
                 base: Any = kwargs.get("cursor_factory") or driver.cursor().__class__

@@ -1299,6 +1299,27 @@ def test_a_session_on_two_engines_of_one_database_is_rolled_back_whole(
     assert do(engine, stored, engine) == 0
 
 
+def test_a_block_inside_another_leaves_nothing_in_it(engine: Engine) -> None:
+    outer, inner = Shop(engine), Shop(engine)
+
+    def read() -> list[str]:
+        return [*outer.session.scalars(select(User.name))]
+
+    def write() -> None:
+        with inner.app.app_context():
+            inner.add("ann")
+            inner.session.commit()
+
+    with isolate(outer.session), outer.app.app_context():
+        assert do(engine, read) == []
+        with isolate(inner.session):
+            do(engine, write)
+            assert do(engine, read) == ["ann"]
+        assert do(engine, read) == []
+        do(engine, outer.session.remove)
+    assert do(engine, stored, engine) == 0
+
+
 @pytest.mark.parametrize("url", ["postgresql+psycopg"], indirect=True)
 def test_two_engines_of_one_address_that_lead_elsewhere_are_refused(
     engine: Engine,
