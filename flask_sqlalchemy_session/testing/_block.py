@@ -13,7 +13,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, Connection, Engine, Pool, event
+from sqlalchemy import URL, Connection, Dialect, Engine, event
 from sqlalchemy.exc import IllegalStateChangeError
 
 from flask_sqlalchemy_session._owner import ContextScoped
@@ -43,8 +43,11 @@ _RUN_LATER = (
 )
 
 _moments = count(1)
-_last_uses: WeakKeyDictionary[Pool, int] = WeakKeyDictionary()
-"""When a pool that is not isolated was last used, from the first block on."""
+_last_uses: WeakKeyDictionary[Dialect, int] = WeakKeyDictionary()
+"""When an engine that is not isolated was last used, from the first block on.
+
+Each has a dialect of its own, which it keeps when `Engine.dispose` takes its pool.
+"""
 
 
 @runtime_checkable
@@ -245,7 +248,7 @@ class Isolation(ContextDecorator):
         return bind
 
     def _take_over(self, engine: Engine) -> None:
-        if _last_uses.get(engine.pool, 0) > self._began:
+        if _last_uses.get(engine.dialect, 0) > self._began:
             raise IsolationError(
                 f"{engine} was used in the block before a session reached it. Name it, "
                 "to isolate it from the beginning: 'isolate(session, engine)'. "
@@ -320,9 +323,8 @@ def _note_session(session: Session, _: object, connection: Connection) -> None:
 
 
 def _note_use(connection: Connection) -> None:
-    pool = connection.engine.pool
-    if not isinstance(pool, SharedPool):
-        _last_uses[pool] = next(_moments)
+    if not isinstance(connection.engine.pool, SharedPool):
+        _last_uses[connection.dialect] = next(_moments)
 
 
 def _registry_of(session: Any) -> _Registry:

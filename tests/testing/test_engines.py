@@ -90,13 +90,16 @@ def test_an_engine_can_be_named(app: Flask, engine: Engine) -> None:
     assert stored(engine) == 0
 
 
+@pytest.mark.parametrize("dispose", [False, True])
 def test_an_engine_that_was_used_before_a_session_reached_it_is_refused(
-    app: Flask, engine: Engine
+    app: Flask, engine: Engine, dispose: bool
 ) -> None:
     session = FlaskScopedSession(lambda: Session(engine), app)
     with isolate(session), app.app_context():
         with engine.connect() as connection:
             connection.execute(text("SELECT 1"))
+        if dispose:  # which makes another pool
+            engine.dispose()
         with pytest.raises(IsolationError, match=r"isolate\(session, engine\)"):
             session.execute(text("SELECT 1"))
 
