@@ -97,6 +97,13 @@ class SharedPool(QueuePool):
 
     def end(self) -> None:
         """Give the engine its pool back, and that the listeners set in the block."""
-        self.engine.pool = self.replaced
+        inner = self.engine.pool
+        if inner is self:
+            self.engine.pool = self.replaced
+        # The blocks of several threads may end in any order.
+        while isinstance(inner, SharedPool):
+            if inner.replaced is self:
+                inner.replaced = self.replaced
+            inner = inner.replaced
         for listener in self.dispatch.connect.listeners:  # ty: ignore[missing-union-attribute]  # it has every event's name
             event.listen(self.engine, "connect", listener)

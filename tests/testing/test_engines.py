@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import typing
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -331,6 +331,39 @@ class TestTheEnd:
         with app.app_context(), isolate(session, other):
             for number, one in enumerate([session, other, session, other]):
                 one.execute(insert(User).values(name=f"user {number}"))
+        assert stored(engine) == 0
+
+    @pytest.mark.parametrize("connected", [False, True])
+    def test_gives_an_engine_its_pool_back_when_an_outer_block_ends_first(
+        self,
+        app: Flask,
+        session: FlaskScopedSession[Session],
+        engine: Engine,
+        connected: bool,
+    ) -> None:
+        other = FlaskScopedSession(sessionmaker(engine), app, name="other")
+        third = FlaskScopedSession(sessionmaker(engine), app, name="third")
+        pool = engine.pool
+        outer, middle, inner = isolate(session), isolate(other), isolate(third)
+        outer.__enter__()
+        with app.app_context():
+            session.execute(insert(User).values(name="ann"))
+            session.commit()
+        middle.__enter__()
+        inner.__enter__()
+        with app.app_context():
+            if connected:
+                other.execute(insert(User).values(name="bob"))
+                other.commit()
+        inner.__exit__(None, None, None)
+        outer.__exit__(None, None, None)
+        with (
+            pytest.raises(IsolationError, match="has ended")
+            if connected
+            else nullcontext()
+        ):
+            middle.__exit__(None, None, None)
+        assert engine.pool is pool
         assert stored(engine) == 0
 
     def test_leaves_a_session_that_another_thread_is_inside_of(
