@@ -240,9 +240,14 @@ class StandIn:
                 raise
 
     def close_cursor(self, cursor: Any) -> None:
-        with self.shared.turn:
+        # psycopg's cursors with a name are closed by a statement.
+        named = getattr(cursor, "name", None) is not None
+        with self.shared.lock if named else self.shared.turn:
             if self.shared.broken is None:  # or others may use the connection
-                cursor.close()
+                if named:
+                    self.shared.close_on_server(cursor)
+                else:
+                    cursor.close()
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         return self.cursor().execute(*args, **kwargs)

@@ -299,6 +299,40 @@ def an_export_beside_commits(shop: Shop) -> object:
 
 
 @scenario()
+def rows_on_the_server_that_are_closed_after_a_rollback(shop: Shop) -> object:
+    if shop.database != "postgresql":  # PyMySQL's would be read to their end
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.commit()
+        options = {"yield_per": 5}
+        rows = shop.session.scalars(select(User.id), execution_options=options)
+        shop.session.rollback()
+        rows.close()
+        shop.session.rollback()
+        shop.add("bob")
+        shop.session.commit()
+    return shop.names()
+
+
+@scenario()
+def a_cursor_on_the_server_whose_name_is_used_again(shop: Shop) -> object:
+    if shop.engine.driver != "psycopg" or shop.engine.dialect.is_async:
+        return None
+    with shop.app.app_context():
+        for end in (shop.session.commit, shop.session.rollback):
+            cursor = shop.raw.cursor(name="numbers")
+            cursor.execute("SELECT 1")
+            end()
+            cursor.close()
+        cursor = shop.raw.cursor(name="numbers")
+        cursor.execute("SELECT 2")
+        seen = cursor.fetchall()
+        cursor.close()
+    return seen
+
+
+@scenario()
 def reads_of_every_sort_around_a_commit(shop: Shop) -> object:
     if any(kind in str(shop.engine.url) for kind in ("-begin", "-transactions")):
         return None  # a reader keeps all others from writing to it
