@@ -80,6 +80,7 @@ class SharedConnection:
         self._errors: Any = (engine.dialect.loaded_dbapi.Error, OSError)
         self._is_where: list[Any] = []
         self._lost = False
+        self._changed = False
         self._last = ""
         self._functions: set[object] | None = None
         self._given: tuple[SharedPool, PoolProxiedConnection] | None = None
@@ -305,7 +306,7 @@ class SharedConnection:
         )
         if self._given is not None:
             pool, pooled = self._given
-            pool.give_back(pooled, broken=self._lost)
+            pool.give_back(pooled, broken=self._lost or self._changed)
 
     # What breaks it.
 
@@ -408,6 +409,7 @@ class SharedConnection:
                 self.abandoned.pop().rollback()
         writes = self.may_write(statement)
         self._last = statement.kind
+        self._changed = self._changed or statement.stays
         try:
             self._check_sqlite()
             self.savepoints.enter(one)

@@ -39,6 +39,12 @@ _MYSQL_COMMITS = re.compile(
     r"(?:BEGIN NOT ATOMIC|SET STATEMENT)\b.*"
     r"\b(?:COMMIT|ROLLBACK|START|CREATE|ALTER|DROP|TRUNCATE|RENAME|LOCK)\b"
 )
+# SQLAlchemy sets the isolation level, which the block's end restores.
+_MYSQL_KEEPS = re.compile(
+    r"(?:SET(?! SESSION TRANSACTION ISOLATION)|USE|PREPARE|"
+    r"CREATE (?:OR REPLACE )?TEMPORARY)\b"
+)
+_LOCK = re.compile(r"\b(?:GET_LOCK|PG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?) ?\(")
 
 
 class Statement:
@@ -63,6 +69,10 @@ class Statement:
         self.calls = {*_CALL.findall(self.text)}
         #: Whether MySQL commits before it, whatever it does.
         self.commits = database == "mysql" and bool(_MYSQL_COMMITS.match(self.text))
+        #: Whether the connection keeps something of it, whatever is rolled back.
+        self.stays = bool(_LOCK.search(self.text)) or (
+            database == "mysql" and any(map(_MYSQL_KEEPS.match, self.parts))
+        )
         #: What one of several does to the transaction, if one does.
         self.controls: str | None = None
         # Bodies consist of statements, those of triggers and functions too.

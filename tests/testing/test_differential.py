@@ -1588,3 +1588,63 @@ class TestMariaDB:
             shop.session.commit()
         with engine.begin() as connection:
             connection.execute(text("DROP TABLE old"))
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "SET SESSION TRANSACTION READ ONLY",
+            "SET foreign_key_checks = 0",
+            "SET @mine = 1",
+            "USE information_schema",
+            "CREATE TEMPORARY TABLE users (id INTEGER)",
+            "SET sql_safe_updates = 1",
+            "SELECT GET_LOCK('mine', 0)",
+        ],
+    )
+    def test_leaves_no_setting_on_the_connection(
+        self, engine: Engine, statement: str
+    ) -> None:
+        shop = Shop(engine)
+        settings_of = text(
+            "SELECT @@tx_read_only, @@foreign_key_checks, @@sql_safe_updates, @mine, "
+            "DATABASE(), IS_USED_LOCK('mine') = CONNECTION_ID()"
+        )
+        columns = text("SHOW COLUMNS FROM users LIKE 'name'")
+        with engine.connect() as connection:
+            before = connection.execute(settings_of).one()
+        with isolate(shop.session), shop.app.app_context():
+            shop.session.execute(text(statement))
+            shop.session.commit()
+        with engine.connect() as connection:
+            assert connection.execute(settings_of).one() == before
+            assert connection.execute(columns).one()
+
+    def test_keeps_the_connection_whose_isolation_level_a_session_set(
+        self, engine: Engine
+    ) -> None:
+        shop = Shop(engine)
+        options = {"isolation_level": "SERIALIZABLE"}
+        own = text("SELECT CONNECTION_ID()")
+        engine.dispose()  # for the pool to have but one
+        with engine.connect() as connection:
+            before = connection.scalar(own)
+        with isolate(shop.session), shop.app.app_context():
+            shop.session.connection(execution_options=options)
+            shop.add("ann")
+            shop.session.commit()
+        with engine.connect() as connection:
+            assert connection.scalar(own) == before
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg"], indirect=True)
+@pytest.mark.parametrize("name", ["pg_advisory_lock", "pg_try_advisory_lock_shared"])
+def test_a_lock_of_a_session_ends_with_the_block(engine: Engine, name: str) -> None:
+    shop = Shop(engine)
+    with isolate(shop.session), shop.app.app_context():
+        shop.session.execute(text(f"SELECT {name}(7)"))
+        shop.session.commit()
+    with engine.connect() as first, engine.connect() as second:
+        for connection in (first, second):
+            connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
+            connection.rollback()
