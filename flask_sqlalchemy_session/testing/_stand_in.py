@@ -353,7 +353,10 @@ class StandIn:
                 pass  # refused in a transaction; no row depends on it
             case ["SAVEPOINT" | "RELEASE" | "ROLLBACK", *_]:
                 return self._control_savepoint(statement)
-            case ["SET", "TRANSACTION", *_] if not self.savepoints:
+            # In MySQL it is for the next transaction, which the block has none of.
+            case ["SET", "TRANSACTION", *_] if (
+                database == "mysql" or not self.savepoints
+            ):
                 self.begun = True
                 self.begun_read_only = "READ ONLY" in statement.text
             case ["SET", "SESSION", "CHARACTERISTICS", *_] if found := re.search(

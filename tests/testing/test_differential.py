@@ -460,6 +460,20 @@ def set_transaction_as_text(shop: Shop) -> object:
     return shop.names()
 
 
+@scenario()
+def set_transaction_read_only_after_a_read(shop: Shop) -> object:
+    if shop.database != "mysql":  # where reading nothing begins no transaction
+        return None
+    with shop.app.app_context():
+        shop.session.execute(text("SELECT 1"))
+        shop.session.execute(text("SET TRANSACTION READ ONLY"))
+        seen = shop.session.scalars(select(User.name)).all()
+        shop.session.commit()
+        shop.add("ann")
+        shop.session.commit()
+    return [seen, shop.names()]
+
+
 @scenario(refused=("postgresql",))
 def a_transaction_of_the_driver(shop: Shop) -> object:
     if shop.engine.dialect.driver != "psycopg" or shop.engine.dialect.is_async:
