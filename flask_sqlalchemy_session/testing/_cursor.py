@@ -69,6 +69,9 @@ class StandInCursor:
             return self._cursor.fetchall()
         return self._take(len(self._rows))
 
+    def fetchall_unbuffered(self) -> Iterator[Any]:
+        return iter(self.fetchone, None)
+
     def _take(self, size: int) -> list[Any]:
         start = self.rownumber or 0
         taken = (self._rows or [])[start : start + size]
@@ -84,6 +87,19 @@ class StandInCursor:
     def nextset(self) -> Any:
         with self.connection.shared.lock:
             return self._read(self._cursor.nextset)
+
+    def set_result(self, index: int) -> Self:
+        cursor: Any = self._cursor
+        with self.connection.shared.lock:
+            self._read(partial(cursor.set_result, index))
+        return self
+
+    def results(self) -> Iterator[Self]:
+        cursor: Any = self._cursor
+        more = cursor.pgresult is not None  # as psycopg's alone has
+        while more:
+            yield self
+            more = self.nextset()
 
     def close(self) -> None:
         self.connection.close_cursor(self._cursor)

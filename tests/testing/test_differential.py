@@ -807,6 +807,43 @@ def several_results(shop: Shop) -> object:
 
 
 @scenario()
+def results_of_psycopg(shop: Shop) -> object:
+    if shop.engine.driver != "psycopg" or shop.engine.dialect.is_async:
+        return None
+    with shop.app.app_context():
+        cursor = shop.raw.cursor()
+        seen = [*cursor.results()]
+        cursor.execute("SELECT 1 UNION SELECT 2; SELECT 3")
+        if not hasattr(cursor, "set_result"):  # before 3.3
+            return None
+        seen += [one.fetchall() for one in cursor.results()]
+        seen += [cursor.set_result(number).fetchone() for number in (0, 1)]
+        with pytest.raises(IndexError):
+            cursor.set_result(2)
+        cursor.executemany(
+            "INSERT INTO users (name) VALUES (%s) RETURNING name",
+            [("a",), ("b",)],
+            returning=True,
+        )
+        seen += [one.fetchall() for one in cursor.results()]
+    return seen
+
+
+@scenario()
+def rows_of_pymysql_that_are_not_buffered(shop: Shop) -> object:
+    if shop.engine.driver != "pymysql":
+        return None
+    cursors: Any = importlib.import_module("pymysql.cursors")
+    with shop.app.app_context():
+        shop.session.execute(insert(User), [{"name": "ann"}, {"name": "bob"}])
+        cursor = shop.raw.cursor(cursors.SSCursor)
+        cursor.execute(SELECT_NAMES)
+        seen = [*cursor.fetchall_unbuffered()]
+        cursor.close()
+    return seen
+
+
+@scenario()
 def attributes_of_a_driver_connection(shop: Shop) -> object:
     if shop.engine.dialect.is_async:
         return None
