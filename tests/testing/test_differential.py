@@ -735,6 +735,19 @@ def a_temporary_table(shop: Shop) -> object:
 
 
 @scenario()
+def a_prepared_statement_as_text(shop: Shop) -> object:
+    if shop.database != "mysql":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.execute(text("PREPARE one FROM 'SELECT name FROM users'"))
+        seen = shop.session.execute(text("EXECUTE one")).scalar()
+        shop.session.execute(text("DROP PREPARE one"))
+        shop.session.commit()
+    return seen, shop.names()
+
+
+@scenario()
 def what_the_last_statement_did(shop: Shop) -> object:
     if shop.database != "mysql":
         return None
@@ -1583,6 +1596,8 @@ class TestMariaDB:
             ("CREATE TABLE extra (id INTEGER)", "CREATE TABLE"),
             ("TRUNCATE TABLE users", "TRUNCATE TABLE"),
             ("LOCK TABLES users WRITE", "LOCK TABLES"),
+            ("SET DEFAULT ROLE NONE", "SET DEFAULT"),
+            ("CREATE TEMPORARY SEQUENCE numbers", "CREATE TEMPORARY"),
             ("/* now */ ALTER TABLE users ADD COLUMN age INTEGER", "ALTER TABLE"),
         ],
     )
