@@ -296,7 +296,11 @@ class SharedConnection:
     def _restore(self) -> None:
         if not self._lost:
             self._lost = True  # unless all goes well
-            self._on_end.close()
+            try:
+                self._on_end.close()
+            except self._errors as error:
+                self.note_error(error)
+                self._fail()
             self._lost = False
 
     def _give_back(self) -> None:

@@ -1714,3 +1714,24 @@ def test_a_lock_of_a_session_ends_with_the_block(engine: Engine, name: str) -> N
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
             connection.rollback()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+psycopg", "postgresql+psycopg_async", "postgresql+pg8000"],
+    indirect=True,
+)
+def test_a_statement_that_leaves_the_connection_unusable_is_named(
+    engine: Engine,
+) -> None:
+    shop, pool = Shop(engine), engine.pool
+
+    def copy() -> None:
+        with shop.app.app_context():
+            shop.add("ann")
+            shop.session.execute(text("COPY (SELECT 1) TO STDOUT"))
+
+    with pytest.raises(IsolationError, match="COPY SELECT"), isolate(shop.session):
+        do(engine, outcome, copy)
+    assert engine.pool is pool
+    assert do(engine, stored, engine) == 0
