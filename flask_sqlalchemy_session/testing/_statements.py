@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-_STRING = r"'(?:[^']|'')*'"
-_ESCAPED = r"'(?:[^'\\]|''|\\.)*'"
-_QUOTED = r'"(?:[^"\\]|""|\\.)*"'
+# A group that takes each character by itself would keep a state for each.
+_STRING = r"'[^']*(?:''[^']*)*'"
+_ESCAPED = r"'[^'\\]*(?:(?:''|\\.)[^'\\]*)*'"
+_QUOTED = r'"[^"\\]*(?:(?:""|\\.)[^"\\]*)*"'
 _IDENTIFIER = r'"[^"]*"|`[^`]*`|\[\w*\]'
 _COMMENT = r"--[^\n]*|/\*.*?\*/"
 _HIDDEN = rf"\b[eE]{_ESCAPED}|{_STRING}|\$(\w*)\$.*?\$\1\$|{_IDENTIFIER}|{_COMMENT}"
@@ -18,7 +19,7 @@ _HIDDEN_IN_MYSQL = (
 )
 
 _WORD = re.compile(r"@*\w+")
-_CALL = re.compile(r"(\w+) ?\(")
+_CALL = re.compile(r"\b(\w+) ?\(")
 _CONTROL = re.compile(
     r"(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|\w+ TRANSACTION)\b"
 )

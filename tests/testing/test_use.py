@@ -522,6 +522,21 @@ class TestTheBlock:
                 assert names(session) == ["ann"]
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("engine", ["sqlite-memory"], indirect=True)
+def test_a_long_statement_takes_little_memory_and_time(
+    app: Flask, session: FlaskScopedSession[Session]
+) -> None:
+    resource = pytest.importorskip("resource")  # which Windows has not
+    long = "x" * 4_000_000
+    with isolate(session), app.app_context():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        session.connection().exec_driver_sql(f"SELECT '{long}'")
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        session.connection().exec_driver_sql(f'SELECT 1 AS "{long}"')
+    assert after < before + 200_000
+
+
 def test_a_sharded_session_is_isolated_on_each_engine(
     app: Flask, engine: Engine
 ) -> None:
