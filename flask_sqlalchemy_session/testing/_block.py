@@ -21,7 +21,7 @@ from flask_sqlalchemy_session._owner import ContextScoped
 from ._errors import IsolationError
 from ._pool import SharedPool
 from ._shared import SharedConnection
-from ._stand_in import StandIn
+from ._stand_in import StandIn, refuse_to_prepare
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_REPLACED = frozenset({"get_bind", "connection", "twophase"})
+_REPLACED = frozenset({"get_bind", "connection", "prepare", "twophase"})
 """What is set on a session, to be told of its engines before it connects to them."""
 
 _RUN_LATER = (
@@ -228,7 +228,9 @@ class Isolation(ContextDecorator):
                 attributes["get_bind"] = reaching_get_bind
                 attributes["connection"] = reaching_connection
                 # A transaction that is prepared can't be undone.
-                attributes["twophase"] = False
+                if session.twophase:
+                    attributes["prepare"] = refuse_to_prepare
+                    attributes["twophase"] = False
                 event.listen(session, "after_begin", _note_session)
 
     def _reach(self, bind: Engine | Connection) -> Engine | Connection:
@@ -359,7 +361,7 @@ def _restore(session: Session, attributes: dict[str, Any]) -> None:
     """Take the isolation off a session."""
     event.remove(session, "after_begin", _note_session)
     for name in _REPLACED:
-        delattr(session, name)
+        vars(session).pop(name, None)
     vars(session).update(attributes)
 
 

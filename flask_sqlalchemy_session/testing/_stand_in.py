@@ -41,6 +41,13 @@ _ON = ("1", "ON", "TRUE", "YES")
 _OFF = ("0", "OFF", "FALSE", "NO")
 
 
+def refuse_to_prepare() -> NoReturn:
+    raise IsolationError(
+        "Inside isolate() no transaction can be prepared for a commit in two phases. "
+        "Leave out 'twophase=True' in tests. [two-phase]"
+    )
+
+
 class Mode(Enum):
     """When a statement outside of `BEGIN` and `COMMIT` is committed."""
 
@@ -333,10 +340,7 @@ class StandIn:
                 | ["COMMIT" | "ROLLBACK", "PREPARED", *_]
                 | ["XA", *_]
             ):
-                raise IsolationError(
-                    "Inside isolate() no transaction can be prepared for a commit in "
-                    "two phases. Leave out 'twophase=True' in tests. [two-phase]"
-                )
+                refuse_to_prepare()
             case ["COMMIT" | "END" | "ROLLBACK" | "ABORT" as verb, *rest] if (
                 "TO" not in rest
             ):

@@ -633,6 +633,15 @@ class TestRefused:
         ):
             session.execute(prepare)
 
+    def test_a_two_phase_commit_by_a_session(self, app: Flask, engine: Engine) -> None:
+        session = FlaskScopedSession(sessionmaker(engine, twophase=True), app)
+        with isolate(session), app.app_context():
+            session.add(User(name="ann"))
+            with pytest.raises(IsolationError, match="two phases"):
+                session.prepare()
+            session.commit()
+            assert names(session) == ["ann"]
+
 
 class TestAnEndThatFails:
     def test_gives_back_every_connection(
