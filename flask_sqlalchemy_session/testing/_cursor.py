@@ -70,7 +70,7 @@ class StandInCursor:
         return self._take(len(self._rows))
 
     def fetchall_unbuffered(self) -> Iterator[Any]:
-        return iter(self.fetchone, None)
+        return self
 
     def _take(self, size: int) -> list[Any]:
         start = self.rownumber or 0

@@ -1673,17 +1673,20 @@ class TestMariaDB:
         shop = Shop(engine)
         settings_of = text(
             "SELECT @@tx_read_only, @@foreign_key_checks, @@sql_safe_updates, @mine, "
-            "DATABASE(), IS_USED_LOCK('mine') = CONNECTION_ID()"
+            "DATABASE()"
         )
+        lock = text("SELECT GET_LOCK('mine', 5), RELEASE_LOCK('mine')")
         columns = text("SHOW COLUMNS FROM users LIKE 'name'")
+        engine.dispose()  # for the pool to have but one
         with engine.connect() as connection:
             before = connection.execute(settings_of).one()
         with isolate(shop.session), shop.app.app_context():
             shop.session.execute(text(statement))
             shop.session.commit()
-        with engine.connect() as connection:
+        with engine.connect() as connection, engine.connect() as another:
             assert connection.execute(settings_of).one() == before
             assert connection.execute(columns).one()
+            assert another.execute(lock).one() == (1, 1)
 
     def test_keeps_the_connection_whose_isolation_level_a_session_set(
         self, engine: Engine
