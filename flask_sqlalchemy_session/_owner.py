@@ -59,7 +59,8 @@ class ContextScoped(Generic[T]):
             and the session was made already.
         """
         if not kw:
-            return self.registry()
+            holder = self._registry.holder()
+            return self.registry() if holder is None else holder.session
         if self.registry.has():
             raise InvalidRequestError(
                 "This context's session was made already, so session(**keywords) "

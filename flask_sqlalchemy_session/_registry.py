@@ -15,7 +15,7 @@ from ._context import ScopeError, current_context, get_g, owner_in, unproxied
 from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
 from ._requests import watch_contexts
-from ._scope import Holder, scope_of
+from ._scope import SCOPE, Holder, Scope, scope_of
 
 if TYPE_CHECKING:
     from ._owner import ContextScoped
@@ -118,11 +118,12 @@ class ContextRegistry(ScopedRegistry[T]):
             no more sessions can be made there.
         """
         context = current_context()
-        self._check(context)
+        scope = self._scope(context)
         session = self.make_session(keywords)
         watch(context)
-        holder = scope_of(context).hold(self, session)
         attributes = context.g.__dict__
+        # Again, as the factory, or another thread meanwhile, may have cleared `g`.
+        holder = attributes.setdefault(SCOPE, scope).hold(self, session)
         # Atomic: of the threads that share the context, one keeps its session.
         while (kept := attributes.setdefault(self.key, holder)) is not holder:
             if kept.registry is self:
@@ -140,7 +141,7 @@ class ContextRegistry(ScopedRegistry[T]):
     def set(self, obj: T) -> None:
         """Give the current context a session. What it had is closed."""
         context = current_context()
-        self._check(context)
+        self._scope(context)
         holder = self.holder()
         if holder is None or holder.session is not obj:
             self.clear()
@@ -153,8 +154,7 @@ class ContextRegistry(ScopedRegistry[T]):
         if holder is not None:
             holder.close()
 
-    def _check(self, context: AppContext) -> None:
-        """Refuse a context that can have no session of this registry's."""
+    def _scope(self, context: AppContext) -> Scope:
         owner = self.owner
         if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
@@ -163,7 +163,7 @@ class ContextRegistry(ScopedRegistry[T]):
                 f"'{type(owner).__name__}(session_factory, app, name=...)'. "
                 "[another-session]"
             )
-        scope_of(context)
+        return scope_of(context)
 
 
 def register(

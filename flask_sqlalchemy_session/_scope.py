@@ -53,7 +53,7 @@ _BUSY = (
 )
 
 # On `g`, where no name of a session makes a key that begins like this one.
-_SCOPE = "_flask_sqlalchemy_sessions_scope"
+SCOPE = "_flask_sqlalchemy_sessions_scope"
 
 _closing: dict[Holder, int] = {}
 """The thread that closes what a holder has, until that is done."""
@@ -114,13 +114,10 @@ class Holder:
         registry, self.registry = self.registry, None
         is_shared = len(self.threads) > 1 or self.thread != get_ident()
         try:
-            if in_unprepared_child():
-                never_finalise([session])
-            else:
-                # An async session is a task's, and a test's fake nobody's.
-                if is_shared and isinstance(session, Session):
-                    end_use(session, self.threads)
-                closer.close_session(session, seconds=seconds)
+            # An async session is a task's, and a test's fake nobody's.
+            if is_shared and isinstance(session, Session):
+                end_use(session, self.threads)
+            closer.close_session(session, seconds=seconds)
         except IllegalStateChangeError as error:
             allow_use(session)
             self.registry = registry
@@ -181,6 +178,9 @@ class Scope:
 
         :param through_owners: whether their `remove` acts on this scope.
         """
+        if in_unprepared_child():  # where a finaliser may end a context
+            never_finalise(self.leave_to_parent())
+            return []
         # A finaliser may end another context, at any point of any thread, also of one
         # that holds what others need to go on.
         seconds = None if through_owners else SECONDS_TO_WAIT
@@ -292,8 +292,8 @@ def scope_of(context: AppContext) -> Scope:
             "has no room for them. Take away its '__slots__', or give it a "
             "'__dict__' slot. [g-slots]"
         ) from None
-    scope: Scope = attributes.get(_SCOPE) or attributes.setdefault(
-        _SCOPE, Scope(context.app)
+    scope: Scope = attributes.get(SCOPE) or attributes.setdefault(
+        SCOPE, Scope(context.app)
     )
     if scope.is_sealed:
         raise ScopeError(
@@ -310,7 +310,7 @@ def release(context: AppContext) -> None:
 
     It waits one time for all that other threads are inside of.
     """
-    scope: Scope | None = getattr(context.g, "__dict__", {}).get(_SCOPE)
+    scope: Scope | None = getattr(context.g, "__dict__", {}).get(SCOPE)
     # What the owners' `remove` acts on is the current context.
     errors = scope.end(through_owners=context is find_context()) if scope else None
     if errors:

@@ -119,7 +119,9 @@ class SessionProxy(LocalProxy[S]):
         def __getattribute__(self, name):
             if name in OWN_NAMES:
                 return object.__getattribute__(self, name)
-            return getattr(_registry_of(self)(), name)
+            registry = _registry_of(self)
+            holder = registry.holder()
+            return getattr(registry() if holder is None else holder.session, name)
 
         def _scoped_session(self):
             return _registry_of(self).owner
