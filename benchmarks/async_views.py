@@ -190,12 +190,13 @@ def _measure(urls: list[URL], turns: int) -> list[list[str]]:
             _, clients, library = row
             taken = process.submit(_requests, library, address, clients).result()
             times.setdefault(row, []).append(taken)
+    # Without the first turn, whose requests connect.
+    medians = {row: median(each[1:]) for row, each in times.items()}
     lines = []
-    for (driver, clients, library), each in times.items():
-        _, *connected = each  # the first requests connect
-        by_hand = times.get((driver, clients, BY_HAND))
-        share = f"{median(connected) / median(by_hand[1:]):.2f}" if by_hand else ""
-        lines.append([driver, str(clients), library, f"{median(connected):.2f}", share])
+    for (driver, clients, library), taken in medians.items():
+        by_hand = medians.get((driver, clients, BY_HAND))
+        share = f"{taken / by_hand:.2f}" if by_hand else ""
+        lines.append([driver, str(clients), library, f"{taken:.2f}", share])
     return lines
 
 

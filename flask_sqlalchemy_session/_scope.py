@@ -256,7 +256,7 @@ class Scope:
         if not holders:
             return
         if in_unprepared_child():
-            never_finalise([holder.session for holder in holders])
+            never_finalise(self.leave_to_parent())
             return
         with ExitStack() as stack:
             for holder in reversed(holders):

@@ -121,7 +121,8 @@ class SessionProxy(LocalProxy[S]):
                 return object.__getattribute__(self, name)
             registry = _registry_of(self)
             holder = registry.holder()
-            return getattr(registry() if holder is None else holder.session, name)
+            session = registry.open() if holder is None else holder.session
+            return getattr(session, name)
 
         def _scoped_session(self):
             return _registry_of(self).owner

@@ -12,9 +12,9 @@ from ._session import EXTENSION, AsyncSessionProxy, FlaskAsyncScopedSession
 
 
 def _default() -> FlaskAsyncScopedSession[AsyncSession]:
+    owner: FlaskAsyncScopedSession[AsyncSession]  # all that `init_app` puts there
     owner = owner_in(current_context(), EXTENSION, "default", FlaskAsyncScopedSession)
-    # All that `init_app` puts there.
-    return cast("FlaskAsyncScopedSession[AsyncSession]", owner)
+    return owner
 
 
 # The proxy stands for a session in every way that the type promises. Editors that do
