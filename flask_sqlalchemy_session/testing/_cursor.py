@@ -26,6 +26,7 @@ class StandInCursor:
     _cursor: DBAPICursor
     _rows: list[Any] | None = None
     rownumber: int | None = None
+    itersize = 100  # of the rows that psycopg would ask the server for at a time
 
     def __init__(self, connection: StandIn, cursor: DBAPICursor) -> None:
         vars(self).update(connection=connection, _cursor=cursor)
@@ -44,15 +45,11 @@ class StandInCursor:
         return self if result is self._cursor or result is None else result
 
     def _read(self, call: Callable[[], Any]) -> Any:
-        vars(self).update(_rows=None, rownumber=None)
+        self._rows = self.rownumber = None
         result = call()
         cursor: Any = self._cursor  # whose description is None where there are no rows
         if cursor.description is not None:
-            # One by one: `fetchall` of asyncpg's fails before SQLAlchemy 2.0.23. A
-            # driver's row may be None, if a factory makes it.
-            one_by_one = self.connection.shared.dialect.driver == "asyncpg"
-            rows = iter(cursor.fetchone, None) if one_by_one else cursor.fetchall()
-            vars(self).update(_rows=[*rows], rownumber=0)
+            self._rows, self.rownumber = [*cursor.fetchall()], 0
         return result
 
     def fetchone(self) -> Any:
@@ -75,14 +72,14 @@ class StandInCursor:
     def _take(self, size: int) -> list[Any]:
         start = self.rownumber or 0
         taken = (self._rows or [])[start : start + size]
-        vars(self)["rownumber"] = start + len(taken)
+        self.rownumber = start + len(taken)
         return taken
 
     def scroll(self, value: int, mode: str = "relative") -> None:
         start = (self.rownumber or 0) if mode == "relative" else 0
         if not 0 <= start + value < len(self._rows or ()):
             raise IndexError("position out of bound")
-        vars(self)["rownumber"] = start + value
+        self.rownumber = start + value
 
     def nextset(self) -> Any:
         with self.connection.shared.lock:
@@ -120,7 +117,10 @@ class StandInCursor:
         return self.connection.watch(name, getattr(self._cursor, name))
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(self._cursor, name, value)
+        if hasattr(StandInCursor, name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._cursor, name, value)
 
     def __enter__(self) -> Self:
         return self

@@ -447,18 +447,6 @@ class SharedConnection:
             self.execute(f"ROLLBACK TO SAVEPOINT {name}")
             self.execute(f"RELEASE SAVEPOINT {name}")
 
-    def close_on_server(self, cursor: Any) -> None:
-        """Close a cursor that the server has, unless a rollback took it."""
-        name = new_name()
-        self.execute(f"SAVEPOINT {name}")
-        try:
-            with self._in_driver():
-                cursor.close()
-        except self._errors:
-            cursor.close()  # which asks no server while a transaction has failed
-            self.execute(f"ROLLBACK TO SAVEPOINT {name}")
-        self.execute(f"RELEASE SAVEPOINT {name}")
-
     def may_write(self, statement: Statement) -> bool:
         """Tell whether a statement may change something, with what it calls."""
         if statement.writes:

@@ -37,6 +37,8 @@ _NEEDS_NO_TRANSACTION = re.compile(
     r"\b(?:inside|within) (?:a )?transaction\b|invalid transaction termination"
 )
 _AUTOCOMMIT = re.compile(r"(?<!GLOBAL\.)(?<!GLOBAL )\bAUTOCOMMIT ?:?= ?([^\s,;]+)")
+_KEPT = {"binary", "cursor_factory", "row_factory"}
+"""What a cursor of PostgreSQL's is asked for, beyond how it reads."""
 _ON = ("1", "ON", "TRUE", "YES")
 _OFF = ("0", "OFF", "FALSE", "NO")
 
@@ -227,13 +229,15 @@ class StandIn:
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
         driver: Any = self.shared.driver
+        if self.shared.database == "postgresql":
+            # With a name it would read on the server, and later. This has its rows once
+            # it has executed.
+            args, kwargs = (), {name: kwargs[name] for name in _KEPT & kwargs.keys()}
         with self.shared.turn:
             # That of another block, around this one, makes those that its users have.
             if self.shared.dialect.driver == "psycopg2" and not isinstance(
                 driver, StandIn
             ):
-                # A named one would read on the server later; this has its rows when it
-                # has executed.
                 base: Any = kwargs.get("cursor_factory") or driver.cursor().__class__
                 real = driver.cursor(
                     cursor_factory=psycopg2_class(base, driver.__class__)
@@ -247,14 +251,9 @@ class StandIn:
                 raise
 
     def close_cursor(self, cursor: Any) -> None:
-        # psycopg's cursors with a name are closed by a statement.
-        named = getattr(cursor, "name", None) is not None
-        with self.shared.lock if named else self.shared.turn:
+        with self.shared.turn:
             if self.shared.broken is None:  # or others may use the connection
-                if named:
-                    self.shared.close_on_server(cursor)
-                else:
-                    cursor.close()
+                cursor.close()
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         return self.cursor().execute(*args, **kwargs)

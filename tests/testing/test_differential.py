@@ -325,7 +325,8 @@ def a_cursor_on_the_server_whose_name_is_used_again(shop: Shop) -> object:
             cursor.execute("SELECT 1")
             end()
             cursor.close()
-        cursor = shop.raw.cursor(name="numbers")
+        cursor = shop.raw.cursor("numbers", binary=True)
+        cursor.itersize = 10
         cursor.execute("SELECT 2")
         seen = cursor.fetchall()
         cursor.close()
