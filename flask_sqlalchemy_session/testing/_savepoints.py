@@ -50,6 +50,7 @@ class Savepoints:
                 self._push(one, name)
 
     def set(self, one: StandIn, name: str = "") -> None:
+        self._release_reader(one)
         one.savepoints.append((name, new_name()))
         self._push(one, one.savepoints[-1][1])
 
@@ -73,11 +74,11 @@ class Savepoints:
         :raises IsolationError: as :meth:`rollback_to`.
         """
         try:
-            self.rollback_to(one, 0)
+            self.rollback_to(one, 0, "transaction")
         finally:
             self.release(one, 0)
 
-    def rollback_to(self, one: StandIn, number: int) -> None:
+    def rollback_to(self, one: StandIn, number: int, what: str = "savepoint") -> None:
         """Undo what a transaction has written after a savepoint of its own.
 
         :raises IsolationError: when that would undo what others have written. All
@@ -88,7 +89,7 @@ class Savepoints:
             if not self._is_used_by_others(one, number):
                 self._undo(one, number)
             elif not self.closing:
-                self._refuse("savepoint" if number else "transaction")
+                self._refuse(what)
         del one.savepoints[number + 1 :]
 
     def release(self, one: StandIn, number: int) -> None:

@@ -73,13 +73,14 @@ class StandIn:
     shared: SharedConnection
     mode: Mode
     savepoints: list[tuple[str, str]]
-    """Its own name of each, and that in the database. It begins with one of ours."""
+    """Its own name of each, and that in the database.
+
+    The first is the whole transaction, and has a name if a savepoint has begun it.
+    """
     begun = False
     """Whether it is in a transaction, which a statement has begun."""
     failed = False
     """Whether PostgreSQL would refuse all but a rollback."""
-    outermost = ""
-    """The savepoint that has begun the transaction, where its release ends it."""
     session: int | None = None
     """The number of the session that has begun the transaction, if one has."""
     begun_read_only = False
@@ -200,7 +201,6 @@ class StandIn:
 
     def _end(self, *, commits: bool) -> None:
         self.begun = self.failed = self.begun_read_only = False
-        self.outermost = ""
         if commits:
             self.shared.savepoints.release(self, 0)
         else:
@@ -391,26 +391,22 @@ class StandIn:
             verb != "ROLLBACK" and self.failed
         ):
             return False  # and the database says what is wrong
-        # Outside of a transaction it begins one in SQLite, and here in autocommit.
-        is_outermost = name == self.outermost and len(numbers) == 1
         if verb == "SAVEPOINT":
-            is_outermost = False
-            if not self.begun and self.mode is not Mode.TRANSACTION:
-                self.outermost = name
             if self.shared.database == "mysql":  # the new one takes the old one's place
                 for number in numbers:
                     self.savepoints[number] = ("", self.savepoints[number][1])
-            savepoints.enter(self)
+            # Outside of a transaction it begins one in SQLite, and here in autocommit.
+            if self.begun or self.mode is Mode.TRANSACTION:
+                savepoints.enter(self)
             savepoints.set(self, name)
-        elif verb == "ROLLBACK":
+        elif verb == "RELEASE":
+            savepoints.release(self, numbers[-1])
+        else:
             savepoints.rollback_to(self, numbers[-1])
             self.failed = False
-            is_outermost = is_outermost and not self._is_sqlite  # which keeps it
-        else:
-            savepoints.release(self, numbers[-1])
-        self.begun = True
-        if is_outermost:
-            self.commit()
+            if not numbers[-1] and not self._is_sqlite:  # which keeps the transaction
+                savepoints.release(self, 0)
+        self.begun = bool(self.savepoints)
         return True
 
     def _check(self, statement: Statement) -> None:

@@ -1213,6 +1213,10 @@ def what_comes_after_a_savepoint_in_autocommit(shop: Shop) -> object:
             connection.execute(insert(User).values(name="ann"))
         connection.execute(insert(User).values(name="bob"))
         connection.rollback()
+        with suppress(DBAPIError, KeyError), connection.begin_nested():
+            raise KeyError
+        connection.execute(insert(User).values(name="cid"))
+        connection.rollback()
     return shop.names()
 
 
