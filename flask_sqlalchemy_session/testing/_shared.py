@@ -79,8 +79,8 @@ class SharedConnection:
         self.pools: list[SharedPool] = []
         self._errors: Any = (engine.dialect.loaded_dbapi.Error, OSError)
         self._is_where: list[Any] = []
-        self._lost = False
-        self._changed = False
+        #: Whether the pool must not have the connection back.
+        self._spoiled = False
         self._last = ""
         self._functions: set[object] | None = None
         self._given: tuple[SharedPool, PoolProxiedConnection] | None = None
@@ -136,7 +136,7 @@ class SharedConnection:
                 )
         finally:
             if self._given != (pool, pooled):
-                pool.give_back(pooled, broken=self._lost)
+                pool.give_back(pooled, broken=self._spoiled)
         return mode
 
     def _where(self, driver: DBAPIConnection) -> list[Any]:
@@ -177,8 +177,8 @@ class SharedConnection:
         except self._errors as error:
             with suppress(*self._errors):
                 self._on_end.close()
-            self.note_error(error)
-            self.check()
+            if self._is_loss(error):
+                self.stop(error)
             raise IsolationError(
                 f"{self.engine} can't be isolated: {self.dialect.name} refuses "
                 f"savepoints ({error}). Test with a database that has them, or empty "
@@ -259,7 +259,7 @@ class SharedConnection:
             asyncio.run(greenlet_spawn(self._drop))
 
     def _drop(self) -> None:
-        self._lost = True
+        self._spoiled = True
         self._give_back()
         raise IsolationError(
             f"The event loop that {self.engine} was used on ended before isolate() "
@@ -294,14 +294,13 @@ class SharedConnection:
             )
 
     def _restore(self) -> None:
-        if not self._lost:
-            self._lost = True  # unless all goes well
+        if not self._spoiled:
+            self._spoiled = True  # unless all goes well
             try:
                 self._on_end.close()
             except self._errors as error:
-                self.note_error(error)
-                self._fail()
-            self._lost = False
+                self.stop(error)
+            self._spoiled = False
 
     def _give_back(self) -> None:
         self.broken = IsolationError(
@@ -310,39 +309,48 @@ class SharedConnection:
         )
         if self._given is not None:
             pool, pooled = self._given
-            pool.give_back(pooled, broken=self._lost or self._changed)
+            pool.give_back(pooled, broken=self._spoiled)
 
     # What breaks it.
 
     def check(self) -> None:
         """Raise what keeps the connection from being used, if anything does."""
-        if self.broken is not None:
-            # A new one each time, for none to keep what it passed through.
-            raise IsolationError(*self.broken.args)
+        if self.broken is not None or (
+            # There savepoints work outside of a transaction, too.
+            self.database == "sqlite"
+            and self._given is not None
+            and not self._sqlite_in_transaction()
+        ):
+            self.stop()
 
-    def note_error(self, error: BaseException) -> None:
-        """Note whether an error means that the server has ended the connection."""
-        if self.broken is None and self._means_loss(error):
-            self._lost = True
+    def stop(self, error: BaseException | None = None) -> NoReturn:
+        """Note that nothing can be done on the connection any more, and why."""
+        if self.broken is None and self._is_loss(error):
+            self._spoiled = True
             self.broken = IsolationError(
                 f"The connection to {self.engine} was lost inside isolate(), and with "
                 "it all that was written in the block. Look for what ended it (a "
                 "timeout, a restart or a kill; drivers for MySQL end it when a "
                 "statement is cancelled). [lost]"
             )
+        self.broken = self.broken or IsolationError(
+            f"The transaction that isolate() keeps open on {self.engine} was ended by "
+            "something else, and what was committed may still be in the database. The "
+            "cause is a statement that commits by itself, or a use of the driver's "
+            f"connection. The last was: {self._last or 'none'}. [transaction-ended]"
+        )
+        # A new one each time, for none to keep what it passed through.
+        raise IsolationError(*self.broken.args)
 
-    def _means_loss(self, error: BaseException) -> bool:
-        if isinstance(error, self._errors):
-            # SQLAlchemy looks for it with a full stop, as older releases have it.
-            not_available = "MySQL Connection not available" in str(error)
-            breaks = not_available or self.dialect.is_disconnect(
-                cast("Any", error), self.driver, None
-            )
-        else:  # a cancelled task, or an interrupt
-            breaks = not isinstance(error, Exception) and (
-                self.database == "mysql" or self.dialect.driver == "pg8000"
-            )
-        return breaks and not self._answers()  # or a cursor was closed, perhaps
+    def _is_loss(self, error: BaseException | None) -> bool:
+        if isinstance(error, self._errors) and self.dialect.is_disconnect(
+            cast("Any", error), self.driver, None
+        ):
+            return True
+        # SQLAlchemy does not know all errors of MySQL's drivers. PostgreSQL may have
+        # been given something else to do.
+        interrupted = error is not None and not isinstance(error, Exception)
+        return (self.database == "mysql" or interrupted) and not self._answers()
 
     def _answers(self) -> bool:
         """Tell whether the connection answers, and what it is asked now."""
@@ -351,20 +359,6 @@ class SharedConnection:
             return bool(self._execute(f"SELECT '{name}'")[0][0] == name)
         except (IndexError, *self._errors):
             return False
-
-    def _check_sqlite(self) -> None:
-        """Miss a transaction that was ended, outside of which savepoints work too."""
-        if self.database == "sqlite" and not self._sqlite_in_transaction():
-            self._fail()
-
-    def _fail(self) -> NoReturn:
-        self.broken = self.broken or IsolationError(
-            f"The transaction that isolate() keeps open on {self.engine} was ended by "
-            "something else, and what was committed may still be in the database. The "
-            "cause is a statement that commits by itself, or a use of the driver's "
-            f"connection. The last was: {self._last or 'none'}. [transaction-ended]"
-        )
-        raise IsolationError(*self.broken.args)
 
     # What is executed.
 
@@ -375,11 +369,9 @@ class SharedConnection:
         """
         self.check()
         try:
-            self._check_sqlite()
             return self._execute(statement)
         except self._errors as error:
-            self.note_error(error)
-            self._fail()
+            self.stop(error)
 
     def _execute(
         self, statement: str, driver: DBAPIConnection | None = None
@@ -413,21 +405,22 @@ class SharedConnection:
                 self.abandoned.pop().rollback()
         writes = self.may_write(statement)
         self._last = statement.kind
-        self._changed = self._changed or statement.stays
+        self._spoiled = self._spoiled or statement.stays
         try:
-            self._check_sqlite()
             self.savepoints.enter(one)
             if self.database == "postgresql":
                 self.savepoints.set_for_statement(one)
             with self._in_driver():
                 result = call()
         except BaseException as error:
-            self.note_error(error)
             with suppress(IsolationError):  # the user sees the driver's own error
                 self.check()
                 # PostgreSQL takes nothing but a rollback to a savepoint now, perhaps.
-                if self.database == "postgresql" and not self._answers():
+                # Where the connection was lost, that finds out.
+                if not self._answers():
                     self.savepoints.fail(one)
+                    if not self._answers():  # but late, as pg8000 after an interrupt
+                        self.stop(error)
                 elif writes and not whole:  # a part of it, perhaps
                     self.savepoints.note_write(one)
             raise

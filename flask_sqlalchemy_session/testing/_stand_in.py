@@ -244,11 +244,7 @@ class StandIn:
                 )
                 real.stand_in = self
                 return real
-            try:
-                return StandInCursor(self, driver.cursor(*args, **kwargs))
-            except Exception as error:  # mysql-connector-python pings
-                self.shared.note_error(error)
-                raise
+            return StandInCursor(self, driver.cursor(*args, **kwargs))
 
     def close_cursor(self, cursor: Any) -> None:
         with self.shared.turn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import threading
 import typing
 from contextlib import nullcontext, suppress
@@ -294,6 +296,41 @@ def test_a_connection_that_the_server_ended_is_told_so(
     with app.app_context():
         assert session.scalar(text("SELECT 1")) == 1
     other.dispose()
+
+
+class Interruption(BaseException):
+    """What a signal raises, in the middle of a statement."""
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize(
+    "server", ["postgresql+pg8000", "mariadb+pymysql"], indirect=True
+)
+def test_a_connection_whose_statement_was_interrupted_is_dropped(
+    app: Flask, server: Engine
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    session = FlaskScopedSession(sessionmaker(server), app)
+    sleep = "pg_sleep" if server.dialect.name == "postgresql" else "sleep"
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGUSR1])
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    with pytest.raises(IsolationError, match="was lost"), isolate(session):  # noqa: PT012  # the end of the block
+        with app.app_context():
+            session.execute(text("SELECT 1"))
+            timer.start()
+            with pytest.raises(Interruption):
+                session.execute(text(f"SELECT {sleep}(3)"))
+        with app.app_context(), pytest.raises(IsolationError, match="was lost"):
+            session.execute(text("SELECT 1"))
+    signal.signal(signal.SIGUSR1, before)
+    gc.collect()  # the socket that was dropped, within what is ignored here
+    with app.app_context():
+        assert session.scalar(text("SELECT 2")) == 2
 
 
 def test_a_select_that_writes_is_refused_where_it_can_not_be_undone(
