@@ -31,22 +31,20 @@ class StandInCursor:
     def __init__(self, connection: StandIn, cursor: DBAPICursor) -> None:
         vars(self).update(connection=connection, _cursor=cursor)
 
-    def execute(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        call = partial(self._cursor.execute, operation, *args, **kwargs)
-        return self._run(operation, call, whole=True)
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        return self._execute("execute", *args, **kwargs)
 
-    def executemany(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
-        call = partial(self._cursor.executemany, operation, *args, **kwargs)
-        return self._run(operation, call, whole=False)
+    def executemany(self, *args: Any, **kwargs: Any) -> Any:
+        return self._execute("executemany", *args, **kwargs)
 
-    def _run(self, operation: Any, call: Callable[[], Any], *, whole: bool) -> Any:
-        read = partial(self._read, call)
-        result = self.connection.run(operation, read, whole=whole)
+    def _execute(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        read = partial(self._read, getattr(self._cursor, name))
+        result = self.connection.watch(name, read)(*args, **kwargs)
         return self if result is self._cursor or result is None else result
 
-    def _read(self, call: Callable[[], Any]) -> Any:
+    def _read(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._rows = self.rownumber = None
-        result = call()
+        result = call(*args, **kwargs)
         cursor: Any = self._cursor  # whose description is None where there are no rows
         if cursor.description is not None:
             self._rows, self.rownumber = [*cursor.fetchall()], 0
@@ -88,7 +86,7 @@ class StandInCursor:
     def set_result(self, index: int) -> Self:
         cursor: Any = self._cursor
         with self.connection.shared.lock:
-            self._read(partial(cursor.set_result, index))
+            self._read(cursor.set_result, index)
         return self
 
     def results(self) -> Iterator[Self]:
@@ -137,11 +135,8 @@ def psycopg2_class(base: Any, connection_class: Any) -> Any:
         method = getattr(base, name)
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            text: Any = args[0] if name == "execute" and args else name
-            if hasattr(text, "as_string"):
-                text = text.as_string(self)
-            executing = partial(method, self, *args, **kwargs)
-            return self.stand_in.run(text, executing, whole=name == "execute")
+            run = self.stand_in.watch(name, partial(method, self), context=self)
+            return run(*args, **kwargs)
 
         return call
 

@@ -114,13 +114,18 @@ class StandIn:
         else:
             setattr(self.shared.driver, name, value)
 
-    def watch(self, name: str, value: Any) -> Any:
-        """Let what a driver executes beyond `execute` be a statement that changes."""
+    def watch(self, name: str, value: Any, context: object = None) -> Any:
+        """Let what a driver executes be a statement, of whose text it may be the name.
+
+        :param context: what psycopg's composed statements need for their text.
+        """
         if not _EXECUTING.match(name) or not callable(value):
             return value
 
         def run(*args: Any, **kw: Any) -> Any:
-            return self.run(name, partial(value, *args, **kw), whole=False)
+            has_text = args and name in ("execute", "executemany")
+            text = _text_of(args[0], context) if has_text else name
+            return self.run(text, partial(value, *args, **kw), whole=name == "execute")
 
         return run
 
@@ -278,14 +283,12 @@ class StandIn:
             self.mode = mode
         return cursor
 
-    def run(
-        self, text: object, call: Callable[[], T], *, whole: bool = True
-    ) -> T | None:
+    def run(self, text: str, call: Callable[[], T], *, whole: bool = True) -> T | None:
         """Call what executes a statement, at the right savepoint."""
         shared = self.shared
         with shared.lock:
             shared.check()
-            statement = parse(_text_of(text), shared.database)
+            statement = parse(text, shared.database)
             if self._control(statement):
                 return None
             self._check(statement)
@@ -449,8 +452,8 @@ class AsyncDriverConnection:
         return getattr(self._connection, name)
 
 
-def _text_of(statement: object) -> str:
+def _text_of(statement: object, context: object) -> str:
     if isinstance(statement, (bytes, bytearray)):
         return statement.decode(errors="replace")
-    as_string = getattr(statement, "as_string", None)  # psycopg's composed ones
-    return str(statement if as_string is None else as_string(None))
+    as_string = getattr(statement, "as_string", None)
+    return str(statement if as_string is None else as_string(context))
