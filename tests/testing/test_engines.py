@@ -370,6 +370,19 @@ class TestTheEnd:
                 one.execute(insert(User).values(name=f"user {number}"))
         assert stored(engine) == 0
 
+    def test_lets_a_listener_use_the_connection_of_a_session_that_is_open(
+        self, app: Flask, session: FlaskScopedSession[Session], engine: Engine
+    ) -> None:
+        @event.listens_for(engine, "checkin")
+        def forget_the_tenant(connection: Any, _: object) -> None:
+            connection.cursor().execute("SELECT 1").close()
+            heard.append(connection)
+
+        heard: list[object] = []
+        with app.app_context(), isolate(session):
+            session.execute(text("SELECT 1"))
+        assert len(heard) == 1
+
     @pytest.mark.parametrize("connected", [False, True])
     def test_gives_an_engine_its_pool_back_when_an_outer_block_ends_first(
         self,
