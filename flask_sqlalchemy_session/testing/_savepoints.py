@@ -45,14 +45,14 @@ class Savepoints:
         self._release_reader(one)
         if not one.savepoints:
             one.savepoints.append(("", new_name()))
-        if not self.is_open(one):
-            for _, name in one.savepoints:
-                self._push(one, name)
+        for _, name in one.savepoints:
+            if (one, name) not in self._log:
+                self._execute(f"SAVEPOINT {name}")
+                self._log.append((one, name))
 
     def set(self, one: StandIn, name: str = "") -> None:
-        self._release_reader(one)
         one.savepoints.append((name, new_name()))
-        self._push(one, one.savepoints[-1][1])
+        self.enter(one)
 
     def set_for_statement(self, one: StandIn) -> None:
         """Let the next statement be undone alone, if others have written meanwhile."""
@@ -89,7 +89,14 @@ class Savepoints:
             if not self._is_used_by_others(one, number):
                 self._undo(one, number)
             elif not self.closing:
-                self._refuse(what)
+                refused = IsolationError(
+                    f"A {what} was rolled back, or its session closed without a "
+                    "commit, after another session wrote. Inside isolate() they share "
+                    "one connection, which can't undo the work of one alone. Commit or "
+                    "roll back the first before the other writes. [one-connection]"
+                )
+                self.refused = self.refused or refused
+                raise refused
         del one.savepoints[number + 1 :]
 
     def release(self, one: StandIn, number: int) -> None:
@@ -107,10 +114,6 @@ class Savepoints:
 
     def is_open(self, one: StandIn) -> bool:
         return bool(one.savepoints) and (one, one.savepoints[0][1]) in self._log
-
-    def _push(self, one: StandIn, name: str) -> None:
-        self._execute(f"SAVEPOINT {name}")
-        self._log.append((one, name))
 
     def _undo(self, one: StandIn, number: int) -> None:
         _, name = one.savepoints[number]
@@ -134,13 +137,3 @@ class Savepoints:
         if all(name for _, name in self._log[start:]):
             self._execute(f"RELEASE SAVEPOINT {last.savepoints[0][1]}")
             del self._log[start:]
-
-    def _refuse(self, what: str) -> None:
-        refused = IsolationError(
-            f"A {what} was rolled back, or its session closed without a commit, after "
-            "another session wrote. Inside isolate() they share one connection, which "
-            "can't undo the work of one alone. Commit or roll back the first before "
-            "the other writes. [one-connection]"
-        )
-        self.refused = self.refused or refused
-        raise refused
