@@ -86,7 +86,6 @@ class SharedConnection:
         self._given: tuple[SharedPool, PoolProxiedConnection] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._name = new_name()
-        self._on_end = ExitStack()
         self.take_over(engine)
 
     # The beginning.
@@ -163,11 +162,19 @@ class SharedConnection:
 
     def _begin(self, mode: Mode) -> None:
         """Begin a transaction, whatever mode the driver is in."""
+        self._mode = mode
+        is_sqlite = self.database == "sqlite"
+        if is_sqlite and mode is not Mode.TRANSACTION and self._sqlite_in_transaction():
+            raise IsolationError(
+                f"{self.engine} has a single connection, which was in a transaction "
+                "before isolate(). End that before the block. [single-connection]"
+            )
         try:
-            if self.database == "sqlite":
-                self._prepare_sqlite(mode)
-            else:
-                self._prepare(mode)
+            if mode is Mode.AUTOCOMMIT and not is_sqlite:
+                level = self.dialect.get_isolation_level(self.driver)
+                _set_autocommit(self.driver, False)
+                # With the former, asyncpg's falls back to what it was made with.
+                self.dialect.set_isolation_level(self.driver, level)
             # In SQLite this begins the transaction; its driver would at a change.
             self._execute(f"SAVEPOINT {self._name}")
             self._execute(f"SAVEPOINT {self._name}_tried")
@@ -176,7 +183,7 @@ class SharedConnection:
             self._functions = self._find_functions()
         except self._errors as error:
             with suppress(*self._errors):
-                self._on_end.close()
+                self._undo()
             if self._is_loss(error):
                 self.stop(error)
             raise IsolationError(
@@ -185,45 +192,16 @@ class SharedConnection:
                 "the tables after each test. [no-savepoints]"
             ) from error
 
-    def _prepare(self, mode: Mode) -> None:
-        """Let the driver begin a transaction, and note what undoes that."""
-        driver, dialect = self.driver, self.dialect
-        try:
-            level = dialect.get_isolation_level(driver)
-        except (NotImplementedError, *self._errors):  # the database has none
-            return
-        driver.rollback()
-
-        def restore() -> None:
-            driver.rollback()
-            # What is in the way of a transaction is no part of it in MySQL.
-            if dialect.get_isolation_level(driver) != level:
-                dialect.set_isolation_level(driver, level)
-            driver.rollback()
-            if mode is Mode.AUTOCOMMIT:
-                _set_autocommit(driver, True)
-
-        self._on_end.callback(restore)
-        if mode is Mode.AUTOCOMMIT:
-            _set_autocommit(driver, False)
-            # With the former, asyncpg's falls back to what it was made with.
-            dialect.set_isolation_level(driver, level)
-
-    def _prepare_sqlite(self, mode: Mode) -> None:
-        driver, by_hand = self.driver, mode is not Mode.TRANSACTION
-        if by_hand and self._sqlite_in_transaction():
-            raise IsolationError(
-                f"{self.engine} has a single connection, which was in a transaction "
-                "before isolate(). End that before the block. [single-connection]"
-            )
-
-        @self._on_end.callback
-        def roll_back() -> None:
-            driver.rollback()
-            # In autocommit the driver's own method does nothing; where a transaction is
-            # always open, it begins the next.
-            if by_hand and self._sqlite_in_transaction():
-                self._execute("ROLLBACK")
+    def _undo(self) -> None:
+        """Roll back, and leave the driver in the mode that it was in."""
+        self.driver.rollback()
+        if self.database != "sqlite":
+            if self._mode is Mode.AUTOCOMMIT:
+                _set_autocommit(self.driver, True)
+        # In autocommit the driver's own method does nothing; where a transaction is
+        # always open, it has begun the next.
+        elif self._mode is not Mode.TRANSACTION and self._sqlite_in_transaction():
+            self._execute("ROLLBACK")
 
     def _sqlite_in_transaction(self) -> bool:
         """Tell whether a transaction is open, where the driver tells."""
@@ -297,9 +275,11 @@ class SharedConnection:
         if not self._spoiled:
             self._spoiled = True  # unless all goes well
             try:
-                self._on_end.close()
+                self._undo()
             except self._errors as error:
                 self.stop(error)
+            if not self._answers():
+                self.stop()
             self._spoiled = False
 
     def _give_back(self) -> None:

@@ -351,6 +351,8 @@ class StandIn:
                 else:
                     self.rollback()
                 self.begun = "CHAIN" in rest and "NO" not in rest
+            case ["SET", "SESSION", "TRANSACTION", "ISOLATION", *_]:
+                pass  # an open transaction has the level that it has
             case ["PRAGMA", "SYNCHRONOUS" | "TEMP_STORE", _, *_]:
                 pass  # refused in a transaction; no row depends on it
             case ["SAVEPOINT" | "RELEASE" | "ROLLBACK", *_]:

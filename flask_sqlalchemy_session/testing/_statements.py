@@ -41,11 +41,7 @@ _MYSQL_COMMITS = re.compile(
     r"(?:BEGIN NOT ATOMIC|SET STATEMENT)\b.*"
     r"\b(?:COMMIT|ROLLBACK|START|CREATE|ALTER|DROP|TRUNCATE|RENAME|LOCK)\b"
 )
-# SQLAlchemy sets the isolation level, which the block's end restores.
-_MYSQL_KEEPS = re.compile(
-    r"(?:SET(?! SESSION TRANSACTION ISOLATION)|USE|PREPARE|"
-    r"CREATE (?:OR REPLACE )?TEMPORARY)\b"
-)
+_MYSQL_KEEPS = re.compile(r"(?:SET|USE|PREPARE|CREATE (?:OR REPLACE )?TEMPORARY)\b")
 _LOCK = re.compile(r"\b(?:GET_LOCK|PG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?) ?\(")
 
 
