@@ -261,9 +261,8 @@ class Isolation(ContextDecorator):
             other = shared.engine
             if database is None or _database_of(other) != database:
                 continue
-            if other.url.drivername != engine.url.drivername or (
-                other.dialect.is_async != engine.dialect.is_async
-            ):
+            one, two = other.dialect, engine.dialect
+            if (one.driver, one.is_async) != (two.driver, two.is_async):
                 raise IsolationError(
                     f"{engine} and {other} are engines of one database with different "
                     "drivers, which can't share a connection. Use one driver for both "

@@ -193,6 +193,27 @@ def test_a_connection_keeps_the_isolation_level_that_a_listener_gave_it(
 
 
 class TestAListenerOfThePool:
+    def test_finds_what_one_of_new_connections_has_kept(
+        self, app: Flask, tmp_path: Path
+    ) -> None:
+        engine = create_engine(f"sqlite:///{tmp_path}/kept.sqlite3")
+        session = FlaskScopedSession(sessionmaker(engine), app)
+        found: list[object] = []
+
+        @event.listens_for(engine, "connect")
+        def keep(_: object, record: Any) -> None:
+            record.info["process"] = 1
+
+        @event.listens_for(engine, "checkout")
+        def find(_: object, record: Any, __: object) -> None:
+            found.append(record.info["process"])
+
+        with isolate(session), app.app_context():
+            session.execute(text("SELECT 1"))
+            with engine.connect():
+                assert found == [1, 1]
+        engine.dispose()
+
     def test_that_is_removed_in_the_block_is_removed_for_good(
         self, app: Flask, session: FlaskScopedSession[Session], engine: Engine
     ) -> None:
@@ -248,6 +269,23 @@ class TestAListenerOfThePool:
         engine.connect().close()
         assert len(heard) == 1
         engine.dispose()
+
+
+def test_engines_whose_urls_name_one_driver_differently_share_a_connection(
+    app: Flask, tmp_path: Path
+) -> None:
+    first = create_engine(f"sqlite:///{tmp_path}/one.sqlite3")
+    second = create_engine(f"sqlite+pysqlite:///{tmp_path}/one.sqlite3")
+    Base.metadata.create_all(first)
+    session = FlaskScopedSession(sessionmaker(first), app)
+    reading = FlaskScopedSession(sessionmaker(second), app, name="reading")
+    with isolate(session, reading), app.app_context():
+        session.add(User(name="ann"))
+        session.commit()
+        assert reading.scalars(select(User.name)).all() == ["ann"]
+    assert stored(second) == 0
+    first.dispose()
+    second.dispose()
 
 
 def test_engines_of_one_database_with_different_drivers_are_refused_at_once(
