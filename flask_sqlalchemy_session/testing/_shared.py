@@ -140,13 +140,11 @@ class SharedConnection:
 
     def _where(self, driver: DBAPIConnection) -> list[Any]:
         """Ask a new connection to what it leads: its database, user and schemas."""
-        query = _WHERE.get(self.database)
-        if query is None:
-            return []
-        try:
-            return [*map(str, self._execute(query, driver)[0])]
-        finally:
+        where = []
+        if query := _WHERE.get(self.database):
+            where = self._execute(query, driver)[0]
             driver.rollback()  # the transaction that this may have begun
+        return [*map(str, where)]
 
     def _mode_of(self, driver: Any) -> Mode:
         if self.database == "sqlite":
@@ -274,11 +272,12 @@ class SharedConnection:
     def _restore(self) -> None:
         if not self._spoiled:
             self._spoiled = True  # unless all goes well
+            answered = self._answers()
             try:
                 self._undo()
             except self._errors as error:
                 self.stop(error)
-            if not self._answers():
+            if not answered:  # pg8000's rolls back even so
                 self.stop()
             self._spoiled = False
 

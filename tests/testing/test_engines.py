@@ -192,6 +192,23 @@ def test_a_connection_keeps_the_isolation_level_that_a_listener_gave_it(
     assert level in ("SERIALIZABLE", "READ COMMITTED")
 
 
+def test_a_connection_that_is_not_reset_has_no_transaction_left(
+    app: Flask, postgresql_url: str
+) -> None:
+    engines = [create_engine(postgresql_url, pool_reset_on_return=None) for _ in "ab"]
+    sessions = [
+        FlaskScopedSession(sessionmaker(engine), app, name=str(id(engine)))
+        for engine in engines
+    ]
+    with isolate(*sessions), app.app_context():
+        for session in sessions:
+            session.execute(text("SELECT 1"))
+    for engine in engines:
+        driver: Any = engine.raw_connection().driver_connection
+        assert driver.info.transaction_status == 0  # idle
+        engine.dispose()
+
+
 class TestAListenerOfThePool:
     def test_finds_what_one_of_new_connections_has_kept(
         self, app: Flask, tmp_path: Path
