@@ -182,8 +182,6 @@ class SharedConnection:
         except self._errors as error:
             with suppress(*self._errors):
                 self._undo()
-            if self._is_loss(error):
-                self.stop(error)
             raise IsolationError(
                 f"{self.engine} can't be isolated: {self.dialect.name} refuses "
                 f"savepoints ({error}). Test with a database that has them, or empty "
