@@ -10,7 +10,7 @@ From Flask 3.2 on every request has a context of its own, and this is not instal
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -33,14 +33,13 @@ if TYPE_CHECKING:
     from flask import Response
     from flask.ctx import RequestContext  # which Flask 3.2 warns of
 
-# On an application context: that the request which pushed it was answered. What finds
-# it as the current one after that is another request, or the rest of that one's body.
-_ANSWERED = "_flask_sqlalchemy_session_answered"
+# On an application context: the request that pushed it, weakly. What finds the context
+# as the current one once that request was answered is another request.
+_OWNER = "_flask_sqlalchemy_session_owner"
 
-# On a request context: the first application context that was pushed with it, weakly,
-# as errors keep a request longer, and for each time that it was pushed the one that
-# was, or None.
-_OWN = "_flask_sqlalchemy_session_own"
+# On a request: whether it was answered, and for each time that it was pushed the
+# application context that was, or None.
+_ANSWERED = "_flask_sqlalchemy_session_answered"
 _PUSHED = "_flask_sqlalchemy_session_pushed"
 
 _flasks_app_context = Flask.app_context
@@ -77,6 +76,9 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
         flask.ctx.RequestContext, _request_methods
     )
 
+    get_request: Callable[[], Any]
+    get_request = getattr(flask.globals.request_ctx, "_get_current_object")  # noqa: B009  # as in `_context`
+
     # To give a context its class once it is there takes longer.
     def app_context(self: Flask, *args: Any, **kwargs: Any) -> AppContext:
         if class_.app_context is _flasks_app_context:
@@ -93,14 +95,11 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
         return request
 
     def full_dispatch_request(self: Flask) -> Response:
-        # Weakly too, as this frame is what an error's traceback refers to.
-        own: ref[AppContext] | None = getattr(flask.globals.request_ctx, _OWN, None)
+        request = get_request()
         try:
             return class_.full_dispatch_request(self)
         finally:
-            if own is not None:
-                with suppress(AttributeError):  # it was popped before, and is gone
-                    setattr(own(), _ANSWERED, True)
+            request._flask_sqlalchemy_session_answered = True  # noqa: SLF001  # ours
 
     return {
         "app_context": app_context,
@@ -109,37 +108,44 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
     }
 
 
+def _is_left(context: AppContext, request: RequestContext) -> bool:
+    """Tell whether the current context is one that a request must not share."""
+    reference: ref[RequestContext] | None = getattr(context, _OWNER, None)
+    if reference is None:
+        return has_ended(context)
+    owner = reference()
+    if owner is request:  # the rest of its body
+        return False
+    return has_ended(context) or owner is None or getattr(owner, _ANSWERED)
+
+
+# Each request comes here. As for contexts, the names are written out.
 def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
-    def push(self: RequestContext) -> None:
+    def push(self: Any) -> None:
         current, app = find_context(), self.app
-        if (
-            current is not None
-            and current.app is app
-            and (has_ended(current) or hasattr(current, _ANSWERED))
-            and vars(self).get(_OWN) != ref(current)
-        ):
-            vars(self)["app"] = _Unshared(self)
+        if current is not None and current.app is app and _is_left(current, self):
+            self.app = _Unshared(self)
         try:
             class_.push(self)
         finally:
             self.app = app
-            pushed = find_context()
-            if pushed is None or pushed is current:
+            pushed: Any = find_context()
+            if pushed is current:
                 pushed = None
             else:
-                setattr(pushed, OWED, True)
-                vars(self).setdefault(_OWN, ref(pushed))
-            vars(self).setdefault(_PUSHED, []).append(pushed)
+                pushed._flask_sqlalchemy_session_owner = ref(self)  # noqa: SLF001  # ours
+                pushed._flask_sqlalchemy_session_owed = True  # noqa: SLF001  # ours
+            self._flask_sqlalchemy_session_pushed += (pushed,)
 
-    def pop(self: RequestContext, *args: Any, **kwargs: Any) -> None:
+    def pop(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             class_.pop(self, *args, **kwargs)
         finally:
             # What is popped elsewhere may leave it as it was: the request up to Flask
             # 3.0, a body that the request began up to 3.1.
-            pushed = vars(self).get(_PUSHED)
-            context = pushed.pop() if pushed else None
-            if context is not None and getattr(context, OWED):
-                end(context)
+            pushed = self._flask_sqlalchemy_session_pushed
+            self._flask_sqlalchemy_session_pushed = pushed[:-1]
+            if pushed and pushed[-1] is not None and getattr(pushed[-1], OWED):
+                end(pushed[-1])
 
-    return {"push": push, "pop": pop}
+    return {"push": push, "pop": pop, _ANSWERED: False, _PUSHED: ()}
