@@ -59,8 +59,11 @@ class ContextScoped(Generic[T]):
             and the session was made already.
         """
         if not kw:
-            holder = self._registry.holder()
-            return self.registry() if holder is None else holder.session
+            registry = self._registry
+            if self.registry is not registry:
+                return self.registry()
+            holder = registry.holder()
+            return registry.open() if holder is None else holder.session
         if self.registry.has():
             raise InvalidRequestError(
                 "This context's session was made already, so session(**keywords) "

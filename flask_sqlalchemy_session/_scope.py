@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from _thread import start_new_thread
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from threading import Thread, current_thread, get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -70,13 +70,16 @@ class Holder:
     closer: ContextRegistry[Any] | None
     """What closes the session: None once it is closed, or another's to close."""
 
+    thread: int | None
+    """The one that made the session, by the number that each use is compared with."""
+
     threads: list[Thread]
     """Those that were given the session, first the one that made it."""
 
     def __init__(self, registry: ContextRegistry[Any], session: Any) -> None:
         thread = current_thread()
         self.session = session
-        self.thread = thread.ident  # the number, which is compared at each use
+        self.thread = thread.ident
         self.threads = [thread]
         self.registry = self.closer = registry
 
@@ -139,7 +142,10 @@ class Scope:
     __slots__ = ("__weakref__", "app", "holders", "is_sealed", "reason")
 
     holders: list[Holder]
-    """Each step with it is atomic, as threads may share the context."""
+    """Those whose session is to be closed, and some that were closed since.
+
+    Each step with it is atomic, as threads may share the context.
+    """
 
     is_sealed: bool
     """Whether no more sessions can be made."""
@@ -157,17 +163,23 @@ class Scope:
     def hold(self, registry: ContextRegistry[Any], session: Any) -> Holder:
         """Hold a session, which no use of the context finds yet."""
         allow_use(session)  # a factory may return one that was closed, again
-        for each in self.holders.copy():
-            if each.closer is None:
-                self.forget(each)
+        if self.holders:
+            self.forget_closed()
         holder = Holder(registry, session)
         self.holders.append(holder)
         return holder
 
     def forget(self, holder: Holder) -> None:
         """Leave a session to others, or to nobody if it is closed."""
-        with suppress(ValueError):  # another thread was faster
+        try:  # noqa: SIM105  # each context comes here, and `suppress` takes longer
             self.holders.remove(holder)
+        except ValueError:  # another thread was faster
+            pass
+
+    def forget_closed(self) -> None:
+        for holder in self.holders.copy():
+            if holder.closer is None:
+                self.forget(holder)
 
     def unclosed(self) -> list[Holder]:
         """Return what is still to be closed."""
@@ -188,19 +200,21 @@ class Scope:
         self.reason = _LATE  # of what is still to come
         errors: list[BaseException] = []
         turn = 0
-        while turn <= _TURNS and (holders := self.unclosed()):
+        while turn <= _TURNS and self.holders:
             if turn == _TURNS:
                 self.is_sealed = True
-            for holder in holders:
+            for holder in self.holders.copy():
                 try:
                     if through_owners and turn == 0 and holder.registry is not None:
                         holder.registry.release(holder.session)
                     else:
                         self.close(holder, deadline, seconds=seconds)
-                except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
+                except BaseException as error:  # noqa: BLE001  # the others' turn comes first
                     # What another thread is inside of, the next turn waits for.
                     if not isinstance(error, InUseError):
                         errors.append(error)
+                if holder.closer is None:
+                    self.forget(holder)
             turn += 1
         self.is_sealed = False
         return errors
@@ -250,7 +264,7 @@ class Scope:
     def __del__(self) -> None:
         """Close what every teardown missed, with a :exc:`ResourceWarning`."""
         try:
-            holders = self.unclosed()
+            holders = self.holders and self.unclosed()
         except AttributeError:  # an interrupt came before
             return
         if not holders:
