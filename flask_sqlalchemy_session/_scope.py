@@ -13,11 +13,13 @@ import warnings
 from _thread import start_new_thread
 from contextlib import ExitStack
 from threading import Thread, current_thread, get_ident
+from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from flask import Flask
 from flask.ctx import AppContext
+from sqlalchemy import Connection, Pool, QueuePool, event
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session
 
@@ -54,9 +56,6 @@ _BUSY = (
 
 # On `g`, where no name of a session makes a key that begins like this one.
 SCOPE = "_flask_sqlalchemy_sessions_scope"
-
-_closing: dict[Holder, int] = {}
-"""The thread that closes what a holder has, until that is done."""
 
 
 class Holder:
@@ -133,13 +132,17 @@ class Holder:
         self.closer = None
 
 
+_closing: dict[Holder, int] = {}
+"""The thread that closes what a holder has, until that is done."""
+
+
 class Scope:
     """Knows the sessions of one context, until they are closed.
 
     It is on the context's `g`, beside the last holder of each registry.
     """
 
-    __slots__ = ("__weakref__", "app", "holders", "is_sealed", "reason")
+    __slots__ = ("__weakref__", "app", "holders", "reason", "turn")
 
     holders: list[Holder]
     """Those whose session is to be closed, and some that were closed since.
@@ -147,17 +150,17 @@ class Scope:
     Each step with it is atomic, as threads may share the context.
     """
 
-    is_sealed: bool
-    """Whether no more sessions can be made."""
-
     reason: str
     """Why a teardown did not close what is still to be closed."""
+
+    turn: int
+    """How often the end has closed what there was. After the last no more are made."""
 
     def __init__(self, app: Flask) -> None:
         self.app = app
         self.reason = _ABANDONED
         self.holders = []
-        self.is_sealed = False
+        self.turn = 0
         live.add(ref(self, forget))
 
     def hold(self, registry: ContextRegistry[Any], session: Any) -> Holder:
@@ -165,6 +168,8 @@ class Scope:
         allow_use(session)  # a factory may return one that was closed, again
         if self.holders:
             self.forget_closed()
+        if self.turn == _TURNS - 1 and is_in_checkin():
+            event.listen(registry.sync_session(session), "after_begin", leave_pool)
         holder = Holder(registry, session)
         self.holders.append(holder)
         return holder
@@ -199,13 +204,10 @@ class Scope:
         deadline = time.monotonic() + SECONDS_TO_WAIT
         self.reason = _LATE  # of what is still to come
         errors: list[BaseException] = []
-        turn = 0
-        while turn <= _TURNS and self.holders:
-            if turn == _TURNS:
-                self.is_sealed = True
+        while self.turn <= _TURNS and self.holders:
             for holder in self.holders.copy():
                 try:
-                    if through_owners and turn == 0 and holder.registry is not None:
+                    if through_owners and not self.turn and holder.registry is not None:
                         holder.registry.release(holder.session)
                     else:
                         self.close(holder, deadline, seconds=seconds)
@@ -215,8 +217,8 @@ class Scope:
                         errors.append(error)
                 if holder.closer is None:
                     self.forget(holder)
-            turn += 1
-        self.is_sealed = False
+            self.turn += 1
+        self.turn = 0
         return errors
 
     def close(
@@ -292,6 +294,25 @@ class Scope:
         )
 
 
+def leave_pool(_: Session, __: object, connection: Connection) -> None:
+    """Take a connection out of its pool, if it has a place there.
+
+    No listener of "checkin" is called then when it is closed. One that is called, and
+    is refused a session, raises, and the pool does not get the place back.
+    """
+    if isinstance(connection.engine.pool, QueuePool):
+        connection.detach()
+
+
+def is_in_checkin() -> bool:
+    """Tell whether a listener is called by a pool that is given a connection back."""
+    return any(
+        frame.f_code.co_name == "checkin"
+        and frame.f_globals.get("__name__") == Pool.__module__
+        for frame, _ in walk_stack(None)
+    )
+
+
 def scope_of(context: AppContext) -> Scope:
     """Return a context's scope, made if this is its first use.
 
@@ -309,7 +330,7 @@ def scope_of(context: AppContext) -> Scope:
     scope: Scope = attributes.get(SCOPE) or attributes.setdefault(
         SCOPE, Scope(context.app)
     )
-    if scope.is_sealed:
+    if scope.turn == _TURNS:
         raise ScopeError(
             f"A context of Flask application {context.app.name!r} ends, and each time "
             "its session was closed it was used again: by a listener of that event, "
