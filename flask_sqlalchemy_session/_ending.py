@@ -88,8 +88,9 @@ def context_methods(class_: type[AppContext]) -> dict[str, object]:
 
     def pop(self: Any, exc: BaseException | None = _NOT_GIVEN) -> None:
         try:
-            self._flask_sqlalchemy_session_outer = _popping.get(get_ident())
-            _popping[get_ident()] = self
+            thread = get_ident()
+            self._flask_sqlalchemy_session_outer = _popping.get(thread)
+            _popping[thread] = self
             if exc is _NOT_GIVEN:
                 class_.pop(self)
             else:

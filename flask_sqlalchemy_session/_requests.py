@@ -81,8 +81,8 @@ def _application_methods(class_: type[Flask]) -> dict[str, object]:
 
     # To give a context its class once it is there takes longer.
     def app_context(self: Flask, *args: Any, **kwargs: Any) -> AppContext:
-        if class_.app_context is _flasks_app_context:
-            return context_class(self, *args, **kwargs)
+        if class_.app_context is _flasks_app_context and not (args or kwargs):
+            return context_class(self)
         context = class_.app_context(self, *args, **kwargs)
         watch(context)
         return context
