@@ -147,14 +147,15 @@ class SharedConnection:
         return [*map(str, where)]
 
     def _mode_of(self, driver: Any) -> Mode:
+        raw: Any = self.dialect.get_driver_connection(driver)
         if self.database == "sqlite":
             # Python 3.12's attribute; the older one counts where it is not set.
-            raw: Any = self.dialect.get_driver_connection(driver)
             mode = Mode(getattr(raw, "autocommit", Mode.SQLITE.value))
             legacy = mode is Mode.SQLITE and driver.isolation_level is None
             return Mode.AUTOCOMMIT if legacy else mode
-        # A method sets it on some drivers for MySQL, and another tells.
-        get = getattr(driver, "get_autocommit", None)
+        # A method sets it on some drivers for MySQL, and another tells. That of the
+        # async ones SQLAlchemy 2.0.22 does not pass on.
+        get = getattr(driver, "get_autocommit", getattr(raw, "get_autocommit", None))
         value = getattr(driver, "autocommit", False) if get is None else get()
         return Mode(value == 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask
@@ -33,13 +33,21 @@ def app() -> Flask:
     return app
 
 
-@pytest.fixture(params=["asyncmy", "aiomysql"])
+MODES: dict[str, dict[str, Any]] = {
+    "": {},
+    "-autocommit": {"isolation_level": "AUTOCOMMIT"},
+    "-connected-in-autocommit": {"connect_args": {"autocommit": True}},
+}
+
+
+@pytest.fixture(params=[d + m for d in ("asyncmy", "aiomysql") for m in MODES])
 def engine(
     request: pytest.FixtureRequest, app: Flask, mariadb_url: str
 ) -> Iterator[AsyncEngine]:
-    pytest.importorskip(request.param)
-    url = make_url(mariadb_url).set(drivername=f"mariadb+{request.param}")
-    engine = create_async_engine(url)
+    driver, dash, mode = request.param.partition("-")
+    pytest.importorskip(driver)
+    url = make_url(mariadb_url).set(drivername=f"mariadb+{driver}")
+    engine = create_async_engine(url, **MODES[dash + mode])
     yield engine
     app.ensure_sync(engine.dispose)()
 
