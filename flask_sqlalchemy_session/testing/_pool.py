@@ -62,6 +62,11 @@ class SharedPool(QueuePool):
         self._shared.check_use()
         return super().connect()
 
+    def status(self) -> str:
+        # Another sort has no numbers to tell.
+        is_queue = isinstance(self.replaced, QueuePool)
+        return super().status() if is_queue else self.replaced.status()
+
     def recreate(self) -> SharedPool:
         return self
 

@@ -41,6 +41,7 @@ _MYSQL_COMMITS = re.compile(
     r"(?:BEGIN NOT ATOMIC|SET STATEMENT)\b.*"
     r"\b(?:COMMIT|ROLLBACK|START|CREATE|ALTER|DROP|TRUNCATE|RENAME|LOCK)\b"
 )
+_KEEPS = re.compile(r"PREPARE\b")
 _MYSQL_KEEPS = re.compile(r"(?:SET|USE|PREPARE|CREATE (?:OR REPLACE )?TEMPORARY)\b")
 _LOCK = re.compile(r"\b(?:GET_LOCK|PG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?) ?\(")
 
@@ -56,7 +57,8 @@ class Statement:
         self.parts = [one.strip() for one in self.text.split(";") if _WORD.search(one)]
         self.words = _WORD.findall(self.text)[:5]
         #: What an error calls it.
-        self.kind = " ".join(self.words[:2]) or "statement"
+        length = 3 if "NOT" in self.words[:2] else 2
+        self.kind = " ".join(self.words[:length]) or "statement"
         #: Whether it changes rows, and nothing else.
         self.is_dml = bool(_DML.match(self.text))
         #: Whether it may change something. In doubt it does.
@@ -68,9 +70,8 @@ class Statement:
         #: Whether MySQL commits before it, whatever it does.
         self.commits = database == "mysql" and bool(_MYSQL_COMMITS.match(self.text))
         #: Whether the connection keeps something of it, whatever is rolled back.
-        self.stays = bool(_LOCK.search(self.text)) or (
-            database == "mysql" and any(map(_MYSQL_KEEPS.match, self.parts))
-        )
+        keeps = _MYSQL_KEEPS if database == "mysql" else _KEEPS
+        self.stays = bool(_LOCK.search(self.text) or any(map(keeps.match, self.parts)))
         #: What one of several does to the transaction, if one does.
         self.controls: str | None = None
         # Bodies consist of statements, those of triggers and functions too.

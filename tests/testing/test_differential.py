@@ -1602,6 +1602,7 @@ class TestMariaDB:
             ("TRUNCATE TABLE users", "TRUNCATE TABLE"),
             ("LOCK TABLES users WRITE", "LOCK TABLES"),
             ("SET DEFAULT ROLE NONE", "SET DEFAULT"),
+            ("BEGIN NOT ATOMIC COMMIT; END", "BEGIN NOT ATOMIC"),
             ("CREATE TEMPORARY SEQUENCE numbers", "CREATE TEMPORARY"),
             ("/* now */ ALTER TABLE users ADD COLUMN age INTEGER", "ALTER TABLE"),
         ],
@@ -1722,6 +1723,20 @@ def test_a_lock_of_a_session_ends_with_the_block(engine: Engine, name: str) -> N
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
             connection.rollback()
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg"], indirect=True)
+def test_a_statement_that_was_prepared_is_gone_after_the_block(engine: Engine) -> None:
+    shop = Shop(engine)
+    engine.dispose()  # for the pool to have but one
+    for _ in range(2):
+        with isolate(shop.session), shop.app.app_context():
+            shop.session.execute(text("PREPARE one AS SELECT 1"))
+            shop.session.commit()
+            assert shop.session.scalar(text("EXECUTE one")) == 1
+    with engine.connect() as connection:
+        kept = text("SELECT count(*) FROM pg_prepared_statements WHERE from_sql")
+        assert connection.scalar(kept) == 0
 
 
 @pytest.mark.parametrize(

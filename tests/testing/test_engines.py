@@ -13,6 +13,9 @@ import pytest
 from sqlalchemy import (
     Connection,
     Engine,
+    NullPool,
+    Pool,
+    StaticPool,
     create_engine,
     event,
     func,
@@ -23,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import SingletonThreadPool
 
 from flask_sqlalchemy_session import FlaskScopedSession
 from flask_sqlalchemy_session.testing import (
@@ -207,6 +211,19 @@ def test_a_connection_that_is_not_reset_has_no_transaction_left(
         driver: Any = engine.raw_connection().driver_connection
         assert driver.info.transaction_status == 0  # idle
         engine.dispose()
+
+
+@pytest.mark.parametrize("pool", [NullPool, StaticPool, SingletonThreadPool])
+def test_a_pool_of_another_sort_tells_its_status_as_outside(
+    app: Flask, tmp_path: Path, pool: type[Pool]
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/pool.sqlite3", poolclass=pool)
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    outside = engine.pool.status().partition(" ")[0]
+    with isolate(session), app.app_context():
+        session.execute(select(1))
+        assert engine.pool.status().partition(" ")[0] == outside
+    engine.dispose()
 
 
 class TestAListenerOfThePool:
