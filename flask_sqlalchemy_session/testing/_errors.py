@@ -7,3 +7,7 @@ class IsolationError(RuntimeError):
     """Something that can't be done, or undone, inside ``isolate()``."""
 
     __module__ = "flask_sqlalchemy_session.testing"
+
+    # Python's own errors tell no signature.
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
