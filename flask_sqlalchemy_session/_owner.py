@@ -60,10 +60,11 @@ class ContextScoped(Generic[T]):
         """
         if not kw:
             registry = self._registry
-            if self.registry is not registry:
-                return self.registry()
             holder = registry.holder()
-            return registry.open() if holder is None else holder.session
+            if holder is None:
+                return registry.open() if self.registry is registry else self.registry()
+            session: T = holder.session
+            return session
         if self.registry.has():
             raise InvalidRequestError(
                 "This context's session was made already, so session(**keywords) "
