@@ -14,8 +14,9 @@ from sqlalchemy.util import ScopedRegistry
 from ._context import ScopeError, current_context, get_g, owner_in, unproxied
 from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
+from ._holder import Holder
 from ._requests import watch_contexts
-from ._scope import SCOPE, Holder, Scope, scope_of
+from ._scope import SCOPE, Scope, scope_of
 
 if TYPE_CHECKING:
     from ._owner import ContextScoped

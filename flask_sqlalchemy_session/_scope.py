@@ -12,20 +12,18 @@ import time
 import warnings
 from _thread import start_new_thread
 from contextlib import ExitStack
-from threading import Thread, current_thread, get_ident
-from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from flask import Flask
 from flask.ctx import AppContext
-from sqlalchemy import Connection, Pool, QueuePool, event
-from sqlalchemy.exc import IllegalStateChangeError
-from sqlalchemy.orm import Session
+from sqlalchemy import event
 
+from ._checkin import is_in_checkin, leave_pool
 from ._context import ScopeError, find_context
 from ._fork import forget, in_unprepared_child, live, never_finalise
-from ._threads import InUseError, allow_use, end_use
+from ._holder import Holder
+from ._threads import InUseError, allow_use
 
 if TYPE_CHECKING:
     from ._registry import ContextRegistry
@@ -56,84 +54,6 @@ _BUSY = (
 
 # On `g`, where no name of a session makes a key that begins like this one.
 SCOPE = "_flask_sqlalchemy_sessions_scope"
-
-
-class Holder:
-    """Holds one session for one context, until it is closed."""
-
-    __slots__ = ("closer", "registry", "session", "thread", "threads")
-
-    registry: ContextRegistry[Any] | None
-    """Whose uses find the session: None once they are to make another one."""
-
-    closer: ContextRegistry[Any] | None
-    """What closes the session: None once it is closed, or another's to close."""
-
-    thread: int | None
-    """The one that made the session, by the number that each use is compared with."""
-
-    threads: list[Thread]
-    """Those that were given the session, first the one that made it."""
-
-    def __init__(self, registry: ContextRegistry[Any], session: Any) -> None:
-        thread = current_thread()
-        self.session = session
-        self.thread = thread.ident
-        self.threads = [thread]
-        self.registry = self.closer = registry
-
-    def share(self) -> None:
-        """Note that a thread is given a session that another made."""
-        if current_thread() not in self.threads:
-            self.threads.append(current_thread())  # atomic, as others may do the same
-
-    def close(self, *, seconds: float | None = None) -> None:
-        """Close the session, if that is still to be done.
-
-        :param seconds: how long to wait for an event loop that closes it.
-        :raises InUseError: while another thread is inside the session, or closes it. It
-            stays as it was.
-        :raises BaseException: what closing raised. Every connection was given back.
-        """
-        thread = get_ident()
-        try:
-            # Atomic, and known to be this thread's wherever an interrupt comes.
-            if _closing.setdefault(self, thread) != thread:
-                raise InUseError(
-                    "Another thread closes this session already. It is closed once "
-                    "that thread is done. [closing]"
-                )
-            if self.closer is not None:
-                self._close(self.closer, seconds)
-        finally:
-            if _closing.get(self) == thread:
-                del _closing[self]
-
-    def _close(self, closer: ContextRegistry[Any], seconds: float | None) -> None:
-        session = self.session
-        # A listener that uses the session meanwhile is given another one, and so is a
-        # thread that is not noted yet.
-        registry, self.registry = self.registry, None
-        is_shared = len(self.threads) > 1 or self.thread != get_ident()
-        try:
-            # An async session is a task's, and a test's fake nobody's.
-            if is_shared and isinstance(session, Session):
-                end_use(session, self.threads)
-            closer.close_session(session, seconds=seconds)
-        except IllegalStateChangeError as error:
-            allow_use(session)
-            self.registry = registry
-            raise InUseError(*error.args) from error
-        except BaseException:
-            # An interrupt may have come before anything was closed.
-            if not closer.is_open(session):  # pragma: no branch  # nor traced then
-                self.closer = None
-            raise
-        self.closer = None
-
-
-_closing: dict[Holder, int] = {}
-"""The thread that closes what a holder has, until that is done."""
 
 
 class Scope:
@@ -204,7 +124,9 @@ class Scope:
         deadline = time.monotonic() + SECONDS_TO_WAIT
         self.reason = _LATE  # of what is still to come
         errors: list[BaseException] = []
-        while self.turn <= _TURNS and self.holders:
+        for self.turn in range(_TURNS + 1):
+            if not self.holders:
+                break
             for holder in self.holders.copy():
                 try:
                     if through_owners and not self.turn and holder.registry is not None:
@@ -217,7 +139,6 @@ class Scope:
                         errors.append(error)
                 if holder.closer is None:
                     self.forget(holder)
-            self.turn += 1
         self.turn = 0
         return errors
 
@@ -292,25 +213,6 @@ class Scope:
             stacklevel=3,
             source=holders[0],
         )
-
-
-def leave_pool(_: Session, __: object, connection: Connection) -> None:
-    """Take a connection out of its pool, if it has a place there.
-
-    No listener of "checkin" is called then when it is closed. One that is called, and
-    is refused a session, raises, and the pool does not get the place back.
-    """
-    if isinstance(connection.engine.pool, QueuePool):
-        connection.detach()
-
-
-def is_in_checkin() -> bool:
-    """Tell whether a listener is called by a pool that is given a connection back."""
-    return any(
-        frame.f_code.co_name == "checkin"
-        and frame.f_globals.get("__name__") == Pool.__module__
-        for frame, _ in walk_stack(None)
-    )
 
 
 def scope_of(context: AppContext) -> Scope:

@@ -315,7 +315,7 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
             session()
             rollbacks = rollbacks_after_sleep(engine)
             monkeypatch.setattr(
-                "flask_sqlalchemy_session._scope.current_thread", slow_current_thread
+                "flask_sqlalchemy_session._holder.current_thread", slow_current_thread
             )
             jobs = [
                 pool.submit(contextvars.copy_context().run, job, number)
