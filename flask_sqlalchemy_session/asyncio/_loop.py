@@ -39,25 +39,22 @@ class EventLoopThread:
 
     loop: AbstractEventLoop | None = None
     thread: threading.Thread | None = None
-
-    def __init__(self) -> None:
-        self._starting = threading.Lock()
-        self._ended = False
+    _ended = False
 
     def started(self) -> AbstractEventLoop | None:
         """Return the loop, started if this is its first use, until the process ends."""
         if self._ended:
             return None
         if self.loop is None:
-            with self._starting:
-                if self.loop is None:  # pragma: no branch  # two threads at once
-                    # It keeps the context variables that it was made with.
-                    loop = Context().run(asyncio.new_event_loop)
-                    self.thread = threading.Thread(
-                        target=self._run, args=(loop,), name=__name__, daemon=True
-                    )
-                    Context().run(self.thread.start)
-                    self.loop = loop
+            # It keeps the context variables that it was made with.
+            loop = Context().run(asyncio.new_event_loop)
+            thread = threading.Thread(
+                target=self._run, args=(loop,), name=__name__, daemon=True
+            )
+            Context().run(thread.start)
+            # Atomic, and no lock: where gevent has patched `threading` since one was
+            # made, who waited for it would stop the greenlet that has it, too.
+            vars(self).setdefault("loop", loop)
         return self.loop
 
     def is_here(self) -> bool:
@@ -72,14 +69,17 @@ class EventLoopThread:
             self.thread.join(_SECONDS_TO_END)
 
     def _run(self, loop: AbstractEventLoop) -> None:
-        while not self._ended:
-            try:
-                loop.run_forever()
-            except BaseException as error:  # noqa: BLE001, PERF203  # an exit that a task raised is not every view's
-                loop.call_exception_handler(
-                    {"message": "A task raised an exit", "exception": error}
-                )
-        loop.run_until_complete(_end(loop))
+        # Else another thread was faster.
+        if vars(self).setdefault("loop", loop) is loop:
+            self.thread = threading.current_thread()
+            while not self._ended:
+                try:
+                    loop.run_forever()
+                except BaseException as error:  # noqa: BLE001, PERF203  # an exit that a task raised is not every view's
+                    loop.call_exception_handler(
+                        {"message": "A task raised an exit", "exception": error}
+                    )
+            loop.run_until_complete(_end(loop))
         loop.close()
 
 

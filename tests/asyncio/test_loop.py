@@ -368,6 +368,37 @@ def test_without_asgiref_it_works() -> None:
     assert in_a_process(program) == "shown\n"
 
 
+def test_greenlets_start_it_at_once_where_gevent_patched_after_the_import() -> None:
+    """As below gunicorn with `--preload`, whose worker patches what it has forked."""
+    assert in_a_process(PATCHED_LATE) == "[1, 1]\n1\n"
+
+
+PATCHED_LATE = """
+import faulthandler, threading
+faulthandler.dump_traceback_later(20, exit=True)
+from flask import Flask
+from flask_sqlalchemy_session.asyncio import use_one_event_loop
+
+app = Flask("shop")
+use_one_event_loop(app)
+
+from gevent import monkey
+monkey.patch_all()
+import asyncio, gevent
+
+loops = set()
+
+async def view():
+    loops.add(asyncio.get_running_loop())
+    return len(loops)
+
+greenlets = [gevent.spawn(app.ensure_sync(view)) for _ in range(2)]
+print([greenlet.get() for greenlet in greenlets])
+# Another loop, which the second greenlet made meanwhile, is closed.
+print(sum("asyncio" in thread.name for thread in threading.enumerate()))
+"""
+
+
 # Under a server that asgiref wraps the application for
 
 

@@ -51,6 +51,7 @@ RUNS: list[tuple[str, str, str, bool]] = [
     ("threads", "psycopg", "session", False),
     ("sync", "psycopg", "alembic", False),
     ("gevent", "asyncpg", "engine", False),
+    ("gevent", "psycopg", "engine", False),
 ]
 if SOAK:
     RUNS = list(product(SERVERS, ["asyncpg", "psycopg"], ["", *SET_UPS], [False, True]))
