@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 from weakref import WeakSet
 
 from greenlet import getcurrent
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import AdaptedConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from flask_sqlalchemy_session._fork import never_finalise
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
-    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 _LOOP = "flask_sqlalchemy_session_loop"
 
@@ -37,15 +34,23 @@ _ON_ANY_LOOP = ("aiosqlite", "psycopg")
 _entries: WeakSet[ConnectionPoolEntry] = WeakSet()
 _checked_out: WeakSet[PoolProxiedConnection] = WeakSet()
 
+# Those that executed something. A dialect itself does so with the first connection.
+_engines: WeakSet[Engine] = WeakSet()
+
 
 def leave_connections_to_parent() -> None:
     """Let a forked child make connections of its own, on every async engine."""
-    never_finalise([entry.dbapi_connection for entry in _entries])
+    never_finalise([*_checked_out, *(entry.dbapi_connection for entry in _entries)])
     for entry in list(_entries):
         # As SQLAlchemy's documentation has it for forked processes.
         entry.dbapi_connection = None  # type: ignore[misc]  # ty: ignore[missing-slot]  # a property, with an annotation
-    for connection in list(_checked_out):
-        connection.detach()  # the pool has room for another
+    for engine in list(_engines):
+        # A pool that was waited for belongs to the loop that waited.
+        engine.dispose(close=False)
+
+
+def _note_engine(*told: Any) -> None:
+    _engines.add(told[-1].engine)  # the execution's context
 
 
 @event.listens_for(Pool, "checkout")
@@ -88,6 +93,8 @@ def _connect_apart(
     """
     if not dialect.is_async or getcurrent().parent is None:
         return None
+    if not event.contains(dialect, "do_execute", _note_engine):
+        event.listen(dialect, "do_execute", _note_engine, insert=True)
     if dialect.driver not in _ON_ANY_LOOP:
         entry.info[_LOOP] = asyncio.get_running_loop()
     # The application's own listeners may need the context.

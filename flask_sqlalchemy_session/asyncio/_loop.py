@@ -107,10 +107,6 @@ def _start_anew() -> None:
     inherited, _shared = _shared, EventLoopThread()
     never_finalise([inherited, *scheduled])
     scheduled.clear()
-    # A child that is forked before there is a loop is not traced.
-    if inherited.loop is not None:  # pragma: no branch
-        # What waits there for a connection is woken from here, and in vain.
-        inherited.loop.set_debug(False)
     leave_connections_to_parent()
 
 

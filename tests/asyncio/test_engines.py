@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy
 from flask import Flask, current_app, g, request
 from flask.globals import app_ctx
 from sqlalchemy import URL, AsyncAdaptedQueuePool, event, make_url, text
@@ -327,6 +328,28 @@ def test_what_waits_for_a_connection_at_a_fork_is_served_by_the_parent(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.skipif(
+    sqlalchemy.__version__ in {"2.0.22", "2.0.23", "2.0.24"},
+    reason="connections that are made at once after a dispose wait for each other",
+)
+@pytest.mark.parametrize(
+    ("driver", "through"),
+    [
+        ("asyncpg", "session"),
+        ("asyncpg", "options"),
+        ("psycopg", "engine"),
+        ("aiosqlite", "session"),
+    ],
+)
+def test_a_pool_that_was_waited_for_before_a_fork_serves_parent_and_child(
+    driver: str, through: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = async_url(driver, request, tmp_path)
+    told = fork(FORK_AFTER_A_WAIT, url, WAY=through)
+    assert told == ("child: 18 served, heard of\nparent: 0 served\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_child_ends_without_what_its_parent_was_closing(tmp_path: Path) -> None:
     url = make_url(f"sqlite+aiosqlite:///{tmp_path}/test.sqlite3")
     assert fork(FORK_BESIDE_A_CLOSE, url) == ("child: 1\nparent: 0 closed\n", "")
@@ -397,6 +420,67 @@ print("parent:", status, "closed" if closed.wait(10) else "not closed")
 app.ensure_sync(engine.dispose)()
 """
 
+FORK_AFTER_A_WAIT = """
+import asyncio, os, sys, threading
+from flask import Flask
+from sqlalchemy import AsyncAdaptedQueuePool, event, text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from flask_sqlalchemy_session.asyncio import (
+    FlaskAsyncScopedSession, current_async_session, use_one_event_loop
+)
+
+app = Flask("shop")
+use_one_event_loop(app)
+engine = create_async_engine(
+    os.environ["URL"], poolclass=AsyncAdaptedQueuePool, pool_size=2, max_overflow=0
+)
+maker = async_sessionmaker(engine)
+FlaskAsyncScopedSession(maker, app)
+heard, served = [], []
+event.listen(engine.pool, "checkout", lambda *_: heard.append(os.getpid()))
+
+async def use():
+    if os.environ["WAY"] == "session":
+        used = maker()
+    elif os.environ["WAY"] == "engine":
+        used = engine.connect()
+    else:
+        used = engine.execution_options(logging_token="shop").connect()
+    async with used as used:
+        await used.execute(text("SELECT 1"))
+        await asyncio.sleep(0.01)
+
+async def use_at_once():
+    await asyncio.gather(*[use() for _ in range(5)])
+
+@app.get("/")
+async def view():
+    await current_async_session.execute(text("SELECT 1"))
+    await asyncio.sleep(0.01)
+    return "served"
+
+def ask():
+    for _ in range(3):
+        served.append(app.test_client().get("/").text)
+
+app.ensure_sync(use_at_once)()
+child = os.fork()
+if not child:
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told = "heard of" if heard.count(os.getpid()) == 18 else "not heard of"
+    print("child:", served.count("served"), f"served, {told}", flush=True)
+    app.ensure_sync(engine.dispose)()
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+app.ensure_sync(use_at_once)()
+print("parent:", status, "served")
+app.ensure_sync(engine.dispose)()
+"""
+
 FORK_BESIDE_A_WAITER = """
 import asyncio, os, sys, threading, time
 from flask import Flask
@@ -434,8 +518,6 @@ child = os.fork()
 if not child:
     app.ensure_sync(note)()
     print("child:", "the same" if len(set(backends)) == 1 else "another's")
-    # What the page on deploying has for a pool that was waited for.
-    engine.sync_engine.dispose(close=False)
     app.ensure_sync(note_twice)()
     print("child:", len(backends), "served", flush=True)
     sys.exit(0)
