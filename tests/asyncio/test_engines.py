@@ -482,12 +482,14 @@ app.ensure_sync(engine.dispose)()
 """
 
 FORK_BESIDE_A_WAITER = """
-import asyncio, os, sys, threading, time
+import asyncio, logging, os, sys, threading, time
 from flask import Flask
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from flask_sqlalchemy_session.asyncio import use_one_event_loop
 
+# The debug mode warns of what is slow, as all is on a busy machine.
+logging.getLogger("asyncio").setLevel("ERROR")
 app = Flask("shop")
 use_one_event_loop(app)
 engine = create_async_engine(os.environ["URL"], pool_size=1, max_overflow=0)
