@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # as the current one once that request was answered is another request.
 _OWNER = "_flask_sqlalchemy_session_owner"
 
-# On a request: whether it was answered, and for each time that it was pushed the
-# application context that was, or None.
+# On a request: whether it was answered, and the application context that its last push
+# has pushed, or None, with what the push before it had here.
 _ANSWERED = "_flask_sqlalchemy_session_answered"
 _PUSHED = "_flask_sqlalchemy_session_pushed"
 
@@ -135,7 +135,8 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
             else:
                 pushed._flask_sqlalchemy_session_owner = ref(self)  # noqa: SLF001  # ours
                 pushed._flask_sqlalchemy_session_owed = True  # noqa: SLF001  # ours
-            self._flask_sqlalchemy_session_pushed += (pushed,)
+            earlier = self._flask_sqlalchemy_session_pushed
+            self._flask_sqlalchemy_session_pushed = (pushed, earlier)
 
     def pop(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -143,9 +144,9 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
         finally:
             # What is popped elsewhere may leave it as it was: the request up to Flask
             # 3.0, a body that the request began up to 3.1.
-            pushed = self._flask_sqlalchemy_session_pushed
-            self._flask_sqlalchemy_session_pushed = pushed[:-1]
-            if pushed and pushed[-1] is not None and getattr(pushed[-1], OWED):
-                end(pushed[-1])
+            pushed, earlier = self._flask_sqlalchemy_session_pushed or (None, None)
+            self._flask_sqlalchemy_session_pushed = earlier
+            if pushed is not None and getattr(pushed, OWED):
+                end(pushed)
 
-    return {"push": push, "pop": pop, _ANSWERED: False, _PUSHED: ()}
+    return {"push": push, "pop": pop, _ANSWERED: False, _PUSHED: None}

@@ -181,10 +181,11 @@ def test_requests_after_a_body_that_another_request_reclaimed(
 
 @pytest.mark.usefixtures("views")
 @on_a_thread_that_was_left
+@pytest.mark.parametrize("kind", ["app_context", "test_request_context"])
 def test_requests_after_a_job_whose_context_was_popped_elsewhere(
-    app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
+    kind: str, app: Flask, thread: ThreadPoolExecutor, seen: Seen, held: Held
 ) -> None:
-    context = app.app_context()
+    context = getattr(app, kind)()
 
     def push() -> None:
         context.push()
