@@ -140,7 +140,7 @@ class SharedConnection:
 
     def _where(self, driver: DBAPIConnection) -> list[Any]:
         """Ask a new connection to what it leads: its database, user and schemas."""
-        where = []
+        where: list[Any] = []
         if query := _WHERE.get(self.database):
             where = self._execute(query, driver)[0]
             driver.rollback()  # the transaction that this may have begun
