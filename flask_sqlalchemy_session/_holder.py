@@ -59,7 +59,8 @@ class Holder:
                     "Another thread closes this session already. It is closed once "
                     "that thread is done. [closing]"
                 )
-            if self.closer is not None:
+            # Else another thread was faster.
+            if self.closer is not None:  # pragma: no branch
                 self._close(self.closer, seconds)
         finally:
             if _closing.get(self) == thread:

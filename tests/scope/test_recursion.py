@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from flask import has_app_context
-from sqlalchemy import event, text
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession, current_session
-from tests.support import Held, default_session, many_connections, raises, use
+from tests.support import Held, User, default_session, many_connections, raises, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,6 +115,28 @@ def test_a_listener_of_a_pools_checkin_that_uses_the_session_takes_no_place_in_i
         assert len(made) <= 30 * count
         assert held.count == 0
         assert not any(session.in_transaction() for session in made)
+
+
+def test_a_listener_of_checkin_that_uses_the_session_keeps_a_database_in_memory(
+    app: Flask, memory: Engine
+) -> None:
+    # Its one connection takes no place in a pool, and has all the rows.
+    FlaskScopedSession(sessionmaker(memory), app)
+    calls: list[object] = []
+
+    def listen(*called: object) -> None:
+        calls.append(called)
+        if len(calls) <= 10:  # as often as it is given one
+            current_session.execute(text("SELECT 1"))
+
+    with app.app_context():
+        current_session.add(User(name="kept"))
+        current_session.commit()
+        event.listen(memory.pool, "checkin", listen)
+        current_session.execute(text("SELECT 1"))
+    assert len(calls) == 11
+    with app.app_context():
+        assert current_session.scalars(select(User.name)).all() == ["kept"]
 
 
 @many_connections
