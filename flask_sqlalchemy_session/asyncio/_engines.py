@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from greenlet import getcurrent
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import AdaptedConnection
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from flask_sqlalchemy_session._fork import never_finalise
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 _LOOP = "flask_sqlalchemy_session_loop"
 
@@ -103,9 +106,5 @@ def _connect_apart(
             made: DBAPIConnection | None = listener(dialect, entry, arguments, keywords)
             if made is not None:
                 return made
-
-    async def connect() -> DBAPIConnection:
-        spawned = greenlet_spawn(partial(dialect.connect, *arguments, **keywords))
-        return await Context().run(asyncio.create_task, spawned)  # ty: ignore[invalid-explicit-return]  # it does not infer the task's type
-
-    return await_only(connect())
+    spawned = greenlet_spawn(partial(dialect.connect, *arguments, **keywords))
+    return await_only(Context().run(asyncio.create_task, spawned))  # ty: ignore[invalid-explicit-return]  # it does not infer the type
