@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ._registry import ContextRegistry
 
 
+_closing: dict[Holder, int] = {}
+"""The thread that closes what a holder has, until that is done."""
+
+
 class Holder:
     """Holds one session for one context, until it is closed."""
 
@@ -87,7 +91,3 @@ class Holder:
                 self.closer = None
             raise
         self.closer = None
-
-
-_closing: dict[Holder, int] = {}
-"""The thread that closes what a holder has, until that is done."""

@@ -133,12 +133,11 @@ class Scope:
                         holder.registry.release(holder.session)
                     else:
                         self.close(holder, deadline, seconds=seconds)
-                except BaseException as error:  # noqa: BLE001  # the others' turn comes first
+                except BaseException as error:  # noqa: BLE001, PERF203  # the others' turn comes first
                     # What another thread is inside of, the next turn waits for.
                     if not isinstance(error, InUseError):
                         errors.append(error)
-                if holder.closer is None:
-                    self.forget(holder)
+            self.forget_closed()
         self.turn = 0
         return errors
 
