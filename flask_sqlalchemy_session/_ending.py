@@ -26,7 +26,6 @@ BEFORE_FLASK_3_2 = "request_ctx" in vars(flask.globals)
 
 _TEARDOWN = "do_teardown_appcontext"
 _ENDED = "_flask_sqlalchemy_session_ended"
-_USED = "_flask_sqlalchemy_session_used"
 
 # On a class, which it lives as long as: its subclass with other methods.
 _SUBCLASS = "_flask_sqlalchemy_session_subclass"
@@ -68,9 +67,8 @@ def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> 
 
 def watch(context: AppContext) -> None:
     """Let a context that is to have sessions say when it is popped."""
-    if not hasattr(context, _USED):
+    if not hasattr(context, _ENDED):
         context.__class__ = subclass(type(context), context_methods)
-    setattr(context, _USED, True)
 
 
 def has_ended(context: AppContext | None) -> bool:
@@ -113,7 +111,7 @@ def context_methods(class_: type[AppContext]) -> dict[str, object]:
                 _popping[get_ident()] = self._flask_sqlalchemy_session_outer
                 self._flask_sqlalchemy_session_outer = None
 
-    marks = {_ENDED: False, _USED: False, OWED: False, _OUTER: None}
+    marks = {_ENDED: False, OWED: False, _OUTER: None}
     return {"push": push, "pop": pop, **marks}
 
 
@@ -121,8 +119,7 @@ def end(context: Any) -> None:
     """Release the sessions of a context that has ended."""
     context._flask_sqlalchemy_session_ended = True  # noqa: SLF001  # ours
     context._flask_sqlalchemy_session_owed = False  # noqa: SLF001  # ours
-    if getattr(context, _USED, False):
-        release(context)
+    release(context)
 
 
 def _end_after(error: BaseException, context: AppContext) -> None:

@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 if TYPE_CHECKING:
-    from ._scope import Scope
+    from ._holder import Holder
 
-live: set[ref[Scope]] = set()
-"""The scopes of this process, until each is dropped."""
+live: set[ref[Holder]] = set()
+"""The holders of this process, until each is dropped."""
 
 forget = live.discard
 
 
-def living() -> list[Scope]:
-    """Return the scopes that there are. A list: one may be dropped meanwhile."""
-    return [scope for each in list(live) if (scope := each()) is not None]
+def living() -> list[Holder]:
+    """Return the holders that there are. A list: one may be dropped meanwhile."""
+    return [holder for each in list(live) if (holder := each()) is not None]
 
 
-_held: dict[int, list[Scope]] = {}
+_held: dict[int, list[Holder]] = {}
 _never_finalised: list[object] = []
 _pid = os.getpid()
 
 
 def in_unprepared_child() -> bool:
-    """Tell whether this is a forked child in which `_leave_to_parent` did not run yet.
+    """Tell whether this is a forked child in which `_leave_all` did not run yet.
 
     Another hook, or the collector, can drop what the child inherits before.
     """
@@ -48,8 +48,17 @@ def never_finalise(objects: list[object]) -> None:
         gc.freeze()
 
 
+def leave_to_parent(holders: list[Holder]) -> None:
+    """Keep the sessions that a forked child inherits from every finaliser."""
+    inherited = [holder for holder in holders if holder.closer is not None]
+    for holder in inherited:
+        holder.registry = holder.closer = None
+    if inherited:
+        never_finalise([holder.session for holder in inherited])
+
+
 def _hold() -> None:
-    """Keep the scopes from a collection in the child before its turn has come."""
+    """Keep the holders from a collection in the child before its turn has come."""
     _held[get_ident()] = living()
 
 
@@ -57,16 +66,12 @@ def _drop() -> None:
     _held.pop(get_ident(), None)
 
 
-def _leave_to_parent() -> None:
+def _leave_all() -> None:
     global _pid  # noqa: PLW0603  # what it tells is the process's
-    inherited = [each for scope in living() for each in scope.leave_to_parent()]
+    leave_to_parent(living())
     _held.clear()
     _pid = os.getpid()
-    if inherited:
-        never_finalise(inherited)
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(
-        before=_hold, after_in_parent=_drop, after_in_child=_leave_to_parent
-    )
+    os.register_at_fork(before=_hold, after_in_parent=_drop, after_in_child=_leave_all)

@@ -16,7 +16,7 @@ from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
 from ._holder import Holder
 from ._requests import watch_contexts
-from ._scope import SCOPE, Scope, scope_of
+from ._scope import hold, place_in
 
 if TYPE_CHECKING:
     from ._owner import ContextScoped
@@ -88,9 +88,12 @@ class ContextRegistry(ScopedRegistry[T]):
         # A test's fake may have no answer, or one to all that it is asked.
         return getattr(session, "in_transaction", bool)() is True
 
-    def release(self, session: T) -> None:
-        """Let the owner remove the current context's session, at a teardown."""
-        self.owner.remove()
+    def release(self, holder: Holder, context: AppContext) -> None:
+        """Close a session whose context ends, by the owner's `remove` if that is to be.
+
+        It acts on the current context, which may be another one.
+        """
+        raise NotImplementedError
 
     def __call__(self) -> T:
         """Return the current context's session, made if this is its first use."""
@@ -119,21 +122,19 @@ class ContextRegistry(ScopedRegistry[T]):
             no more sessions can be made there.
         """
         context = current_context()
-        scope = self._scope(context)
+        place = self._place_in(context)
         session = self.make_session(keywords)
         watch(context)
-        attributes = context.g.__dict__
-        # Again, as the factory, or another thread meanwhile, may have cleared `g`.
-        holder = attributes.setdefault(SCOPE, scope).hold(self, session)
+        holder = hold(context, self, session)
         # Atomic: of the threads that share the context, one keeps its session.
-        while (kept := attributes.setdefault(self.key, holder)) is not holder:
+        while (kept := place.setdefault(self.key, holder)) is not holder:
             if kept.registry is self:
                 holder.close()
                 break
             # It is closed, and one of them takes it away, but no other's new one.
-            taken: Holder | None = attributes.pop(self.key, None)
+            taken: Holder | None = place.pop(self.key, None)
             if taken is not None and taken.registry is self:
-                attributes.setdefault(self.key, taken)
+                place.setdefault(self.key, taken)
         return session if kept is holder else self()
 
     def has(self) -> bool:
@@ -142,12 +143,12 @@ class ContextRegistry(ScopedRegistry[T]):
     def set(self, obj: T) -> None:
         """Give the current context a session. What it had is closed."""
         context = current_context()
-        self._scope(context)
+        place = self._place_in(context)
         holder = self.holder()
         if holder is None or holder.session is not obj:
             self.clear()
             watch(context)
-            context.g.__dict__[self.key] = scope_of(context).hold(self, obj)
+            place[self.key] = hold(context, self, obj)
 
     def clear(self) -> None:
         """Close the current context's session. The next use makes a new one."""
@@ -155,7 +156,7 @@ class ContextRegistry(ScopedRegistry[T]):
         if holder is not None:
             holder.close()
 
-    def _scope(self, context: AppContext) -> Scope:
+    def _place_in(self, context: AppContext) -> dict[str, Any]:
         owner = self.owner
         if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
@@ -164,7 +165,7 @@ class ContextRegistry(ScopedRegistry[T]):
                 f"'{type(owner).__name__}(session_factory, app, name=...)'. "
                 "[another-session]"
             )
-        return scope_of(context)
+        return place_in(context)
 
 
 def register(

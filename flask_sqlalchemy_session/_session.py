@@ -6,11 +6,13 @@ import copy
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
+from flask.ctx import AppContext
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.util import ScopedRegistry
 from werkzeug.local import LocalProxy
 
+from ._context import find_context
 from ._factory import (
     REMEDY,
     S,
@@ -20,6 +22,7 @@ from ._factory import (
     class_made_by,
 )
 from ._forwarded import ForwardingScopedSession
+from ._holder import Holder
 from ._owner import ContextScoped
 from ._registry import ContextRegistry, register
 
@@ -38,6 +41,14 @@ class SessionRegistry(ContextRegistry[S]):
 
     def sync_session(self, session: S) -> Session:
         return session
+
+    def release(self, holder: Holder, context: AppContext) -> None:
+        # One that nobody extends does no more than this.
+        is_extended = getattr(self.owner.remove, "__func__", None) is not _remove
+        if is_extended and context is find_context():
+            self.owner.remove()
+        else:
+            holder.close()
 
     def close_session(self, session: S, *, seconds: float | None = None) -> None:
         # A listener of the end of a transaction may begin the next, and so for ever.
@@ -250,6 +261,8 @@ class FlaskScopedSession(ContextScoped[S], ForwardingScopedSession[S], Generic[S
         """
         self._registry.clear()
 
+
+_remove = FlaskScopedSession.remove
 
 flask_scoped_session = FlaskScopedSession
 """Version 1.1's name of :class:`FlaskScopedSession`."""

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import URL, Connection, Dialect, Engine, event
 from sqlalchemy.exc import IllegalStateChangeError
 
+from flask_sqlalchemy_session._context import current_context
 from flask_sqlalchemy_session._owner import ContextScoped
 
 from ._errors import IsolationError
@@ -192,8 +193,9 @@ class Isolation(ContextDecorator):
                 stack.callback(_restore, registry.sync_session(session), attributes)
                 stack.callback(_close, registry, session)
             for registry in self._registries:
-                if registry.has():
-                    stack.callback(registry.release, registry())
+                holder = registry.holder()
+                if holder is not None:
+                    stack.callback(registry.release, holder, current_context())
         refused = [one.savepoints.refused for one in shared]
         return next(filter(None, refused), None)
 

@@ -508,7 +508,7 @@ def test_a_busy_session_is_closed_where_no_more_threads_can_start(
         job = worker.start(
             lambda: session.execute(text("SELECT sleep(1.5)")).scalar_one()
         )
-        monkeypatch.setattr("flask_sqlalchemy_session._scope.start_new_thread", refuse)
+        monkeypatch.setattr("flask_sqlalchemy_session._holder.start_new_thread", refuse)
     assert held.count == 1
     with pytest.warns(ResourceWarning, match="in use by another thread") as told:  # noqa: PT031  # as the thread lets go
         assert job.result(30) == 0

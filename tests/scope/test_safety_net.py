@@ -124,7 +124,7 @@ def test_a_g_that_is_cleared_releases_its_session(
     assert held.count == 0
 
 
-def test_the_warning_names_every_session(
+def test_a_warning_names_each_session(
     app: Flask, engine: Engine, no_collector: None
 ) -> None:
     for name in ("default", "reports"):
@@ -134,8 +134,10 @@ def test_the_warning_names_every_session(
         for session in app.extensions["sqlalchemy_session"].values():
             session()
 
-    with pytest.warns(ResourceWarning, match=r"A session \('default', 'reports'\) of"):
+    with pytest.warns(ResourceWarning) as caught:
         straggle(app, lambda: None, use_both)
+    told = [str(warning.message).split(" of ")[0] for warning in caught]
+    assert told == ["A session ('default')", "A session ('reports')"]
 
 
 @pytest.fixture

@@ -330,6 +330,16 @@ def test_teardown_calls_a_mocks_remove_and_closes_what_it_leaves(
     remove.assert_called_once_with()
 
 
+def test_teardown_calls_a_remove_that_is_patched_for_every_object(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    with mock.patch.object(FlaskScopedSession, "remove", autospec=True) as remove:
+        with app.app_context():
+            use(session())
+        remove.assert_called_once_with(session)
+    assert held.count == 0
+
+
 def test_teardown_asks_a_fake_for_no_more_than_close(
     app: Flask, session: FlaskScopedSession[Session]
 ) -> None:
