@@ -139,8 +139,8 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
             self._flask_sqlalchemy_session_pushed = (pushed, earlier)
 
     def pop(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            class_.pop(self, *args, **kwargs)
+        # On one line, as those of a context are.
+        try: class_.pop(self, *args, **kwargs)  # fmt: skip  # noqa: E701
         finally:
             # What is popped elsewhere may leave it as it was: the request up to Flask
             # 3.0, a body that the request began up to 3.1.

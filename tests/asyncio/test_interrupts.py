@@ -6,6 +6,7 @@ released is interrupted once, without the cyclic collector.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -99,6 +100,6 @@ def test_an_interrupt_at_any_line_leaves_nothing_that_only_the_collector_ends(
             assert pool.checkedout() == 0
             with app.app_context():  # the next one has its own session
                 assert not session.in_transaction()
-    # What comes before anything could catch it, as of the core's: the context stays
-    # current.
-    assert {each.split()[-1] for each in kept} <= {"pop", "_pushed"}
+    # Up to Python 3.10 the first step of a context's `pop`, as in the core.
+    left = {each.split()[-1] for each in kept}
+    assert left <= ({"pop"} if sys.version_info < (3, 11) else set())

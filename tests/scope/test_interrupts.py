@@ -188,9 +188,9 @@ def test_an_interrupt_at_any_line_leaves_nothing_that_only_the_collector_ends(
                 finally:
                     session.registry.clear()
             assert held.count == 0
-    # What comes before anything could catch it: the first line of the `pop` of a
-    # context or a request, as one of Flask's that calls it. The context stays current.
-    left = set(kept)
-    assert {each.split()[-1] for each in left} <= {"pop"}
-    assert len(left) <= 1
+    # Python 3.10 begins a `try` in a step of its own, the first of the `pop` of
+    # a context or a request. The context stays current.
+    left = {each.split()[-1] for each in kept}
+    assert left <= ({"pop"} if sys.version_info < (3, 11) else set())
+    assert len(kept) <= 1
     engine.dispose()
