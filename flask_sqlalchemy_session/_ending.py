@@ -157,9 +157,8 @@ def end_with_contexts(app: Flask) -> None:
         return copied or app is original()
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
-        if BEFORE_FLASK_3_2:
-            context = _popping.pop(get_ident(), None)
-        else:  # pragma: no cover  # only tests-dev has Flask 3.2
+        context = _popping.pop(get_ident(), None)
+        if not BEFORE_FLASK_3_2:  # pragma: no cover  # only tests-dev has it
             told = args[0] if args else kwargs.get("ctx")
             context = told if isinstance(told, AppContext) else None
         if context is not None:

@@ -110,12 +110,18 @@ class Holder:
                     "Another thread closes this session already. It is closed once "
                     "that thread is done. [closing]"
                 )
-            # Else another thread was faster.
-            if self.closer is not None:  # pragma: no branch
-                self._close(self.closer, seconds)
+            closer = self.closer
+            if closer is not None:  # pragma: no branch  # another thread was faster
+                self._close(closer, seconds)
         finally:
-            if _closing.get(self) == thread:
-                del _closing[self]
+            # Twice, as an interrupt may come in the first.
+            try: self._end_close(thread)  # fmt: skip  # noqa: E701
+            finally:
+                self._end_close(thread)
+
+    def _end_close(self, thread: int) -> None:
+        if _closing.get(self) == thread:
+            del _closing[self]
 
     def _close(self, closer: ContextRegistry[Any], seconds: float | None) -> None:
         session = self.session
@@ -172,6 +178,13 @@ class Holder:
 
     def __del__(self) -> None:
         """Close what every teardown missed, with a :exc:`ResourceWarning`."""
+        # Python tells nobody of an interrupt here, who could try again.
+        try: self._close_abandoned()  # fmt: skip  # noqa: E701
+        except BaseException:
+            self._close_abandoned()
+            raise
+
+    def _close_abandoned(self) -> None:
         # An interrupt may have come before there was anything to close.
         if getattr(self, "closer", None) is None:
             return
@@ -184,10 +197,11 @@ class Holder:
             self.close_until(0, seconds=0)
 
     def _warn(self) -> None:
-        if self.closer is None:
+        closer = self.closer
+        if closer is None:
             return  # pragma: no cover  # another thread was faster
         warnings.warn(
-            f"A session ({self.closer.name!r}) of Flask application {self.app.name!r} "
+            f"A session ({closer.name!r}) of Flask application {self.app.name!r} "
             f"{self.reason}. Give work that outlives a request a context of its own: "
             "'with app.app_context():'. [late-session]",
             ResourceWarning,

@@ -91,12 +91,13 @@ def release(context: AppContext) -> None:
     while holders and turn <= _TURNS:
         place[_TURN] = turn
         for holder in holders.copy():
+            registry = holder.registry  # which another thread may take away
             try:
-                if not turn and holder.registry is not None:
-                    holder.registry.release(holder, context)
+                if not turn and registry is not None:
+                    registry.release(holder, context)
                 elif holder.close_until(deadline, seconds=seconds_in(context)):
                     _forget(holder, holders)
-            except InUseError:  # noqa: PERF203  # the next turn waits for it
+            except InUseError:  # the next turn waits for it
                 pass
             except BaseException as error:  # noqa: BLE001  # the others' turn comes first
                 first = first or [error]
