@@ -169,12 +169,9 @@ class SharedConnection:
                 "before isolate(). End that before the block. [single-connection]"
             )
         try:
-            if mode is Mode.AUTOCOMMIT and not is_sqlite:
-                level = self.dialect.get_isolation_level(self.driver)
-                _set_autocommit(self.driver, False)
-                # With the former, asyncpg's falls back to what it was made with.
-                self.dialect.set_isolation_level(self.driver, level)
-            # In SQLite this begins the transaction; its driver would at a change.
+            if mode is Mode.AUTOCOMMIT:
+                self._execute("BEGIN")
+            # In SQLite this begins it; its driver would at a change.
             self._execute(f"SAVEPOINT {self._name}")
             self._execute(f"SAVEPOINT {self._name}_tried")
             self._execute(f"RELEASE SAVEPOINT {self._name}_tried")
@@ -190,15 +187,11 @@ class SharedConnection:
             ) from error
 
     def _undo(self) -> None:
-        """Roll back, and leave the driver in the mode that it was in."""
-        self.driver.rollback()
-        if self.database != "sqlite":
-            if self._mode is Mode.AUTOCOMMIT:
-                _set_autocommit(self.driver, True)
-        # In autocommit the driver's own method does nothing; where a transaction is
-        # always open, it has begun the next.
-        elif self._mode is not Mode.TRANSACTION and self._sqlite_in_transaction():
+        """Roll back, which the method of a driver in autocommit does not always do."""
+        if self._mode is Mode.AUTOCOMMIT:
             self._execute("ROLLBACK")
+        else:
+            self.driver.rollback()
 
     def _sqlite_in_transaction(self) -> bool:
         """Tell whether a transaction is open, where the driver tells."""
@@ -432,11 +425,3 @@ class SharedConnection:
         """Return the names of the functions of the database that may write."""
         query = _WRITING_FUNCTIONS.get(self.database)
         return {row[0] for row in self.execute(query)} if query else set()
-
-
-def _set_autocommit(driver: Any, value: bool) -> None:
-    # SQLAlchemy 2.0.22 knows no way to set it on mysql-connector-python's.
-    if callable(driver.autocommit):
-        driver.autocommit(value)
-    else:
-        driver.autocommit = value
