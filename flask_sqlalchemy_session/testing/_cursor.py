@@ -7,9 +7,8 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from sqlalchemy.engine.interfaces import DBAPICursor
     from typing_extensions import Self
 
     from ._stand_in import StandIn
@@ -23,12 +22,12 @@ class StandInCursor:
     """
 
     connection: StandIn
-    _cursor: DBAPICursor
+    _cursor: Any  # the driver's, if the connection is of use yet
     _rows: list[Any] | None = None
     rownumber: int | None = None
     itersize = 100  # of the rows that psycopg would ask the server for at a time
 
-    def __init__(self, connection: StandIn, cursor: DBAPICursor) -> None:
+    def __init__(self, connection: StandIn, cursor: object) -> None:
         vars(self).update(connection=connection, _cursor=cursor)
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
@@ -38,16 +37,15 @@ class StandInCursor:
         return self._execute("executemany", *args, **kwargs)
 
     def _execute(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        read = partial(self._read, getattr(self._cursor, name))
+        read = partial(self._read, name)
         result = self.connection.watch(name, read)(*args, **kwargs)
         return self if result is self._cursor or result is None else result
 
-    def _read(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _read(self, name: str, *args: Any, **kwargs: Any) -> Any:
         self._rows = self.rownumber = None
-        result = call(*args, **kwargs)
-        cursor: Any = self._cursor  # whose description is None where there are no rows
-        if cursor.description is not None:
-            self._rows, self.rownumber = [*cursor.fetchall()], 0
+        result = getattr(self._cursor, name)(*args, **kwargs)
+        if self._cursor.description is not None:  # or there are no rows
+            self._rows, self.rownumber = [*self._cursor.fetchall()], 0
         return result
 
     def fetchone(self) -> Any:
@@ -81,23 +79,24 @@ class StandInCursor:
 
     def nextset(self) -> Any:
         with self.connection.shared.lock:
-            return self._read(self._cursor.nextset)
+            return self._read("nextset")
 
     def set_result(self, index: int) -> Self:
-        cursor: Any = self._cursor
         with self.connection.shared.lock:
-            self._read(cursor.set_result, index)
+            self._read("set_result", index)
         return self
 
     def results(self) -> Iterator[Self]:
-        cursor: Any = self._cursor
-        more = cursor.pgresult is not None  # as psycopg's alone has
+        more = self._cursor.pgresult is not None  # as psycopg's alone has
         while more:
             yield self
             more = self.nextset()
 
     def close(self) -> None:
-        self.connection.close_cursor(self._cursor)
+        shared = self.connection.shared
+        with shared.turn:
+            if shared.broken is None:  # or others may use the connection
+                self._cursor.close()
 
     def executescript(self, script: str) -> Self:
         self.connection.executescript(script)

@@ -83,9 +83,9 @@ class SharedPool(QueuePool):
         self._info.update(pooled.info)
         return pooled
 
-    def give_back(self, pooled: PoolProxiedConnection, *, broken: bool = False) -> None:
+    def give_back(self, pooled: PoolProxiedConnection, *, drop: bool = False) -> None:
         with self._unheard():
-            if broken:
+            if drop:
                 pooled.invalidate()
             pooled.close()
 

@@ -79,9 +79,9 @@ class SharedConnection:
         self.pools: list[SharedPool] = []
         self._errors: Any = (engine.dialect.loaded_dbapi.Error, OSError)
         self._is_where: list[Any] = []
-        #: Whether the pool must not have the connection back.
-        self._spoiled = False
         self._last = ""
+        #: Whether something stays on the connection that no rollback takes.
+        self._keeps_something = False
         self._functions: set[object] | None = None
         self._given: tuple[SharedPool, PoolProxiedConnection] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,7 +135,7 @@ class SharedConnection:
                 )
         finally:
             if self._given != (pool, pooled):
-                pool.give_back(pooled, broken=self._spoiled)
+                pool.give_back(pooled)
         return mode
 
     def _where(self, driver: DBAPIConnection) -> list[Any]:
@@ -178,8 +178,7 @@ class SharedConnection:
             # Not later, where a statement may be about the one before it.
             self._functions = self._find_functions()
         except self._errors as error:
-            with suppress(*self._errors):
-                self._undo()
+            self._undo()
             raise IsolationError(
                 f"{self.engine} can't be isolated: {self.dialect.name} refuses "
                 f"savepoints ({error}). Test with a database that has them, or empty "
@@ -188,17 +187,20 @@ class SharedConnection:
 
     def _undo(self) -> None:
         """Roll back, which the method of a driver in autocommit does not always do."""
-        if self._mode is Mode.AUTOCOMMIT:
-            self._execute("ROLLBACK")
-        else:
-            self.driver.rollback()
+        with suppress(Exception):  # where there is nothing to roll back any more
+            if self._mode is Mode.AUTOCOMMIT:
+                self._execute("ROLLBACK")
+            else:
+                self.driver.rollback()
 
     def _sqlite_in_transaction(self) -> bool:
         """Tell whether a transaction is open, where the driver tells."""
         driver: Any = self.driver
         if not isinstance(driver, StandIn):  # of another block, around this one
             driver = self.dialect.get_driver_connection(driver)
-        return bool(getattr(driver, "in_transaction", True))
+        with suppress(*self._errors):  # of one that is closed
+            return bool(getattr(driver, "in_transaction", True))
+        return False
 
     # The end.
 
@@ -227,8 +229,7 @@ class SharedConnection:
             asyncio.run(greenlet_spawn(self._drop))
 
     def _drop(self) -> None:
-        self._spoiled = True
-        self._give_back()
+        self._give_back(drop=True)
         raise IsolationError(
             f"The event loop that {self.engine} was used on ended before isolate() "
             "did, and its connection was dropped. Write 'async with isolate(...)' in "
@@ -238,7 +239,7 @@ class SharedConnection:
     def _end(self) -> None:
         with self.lock, ExitStack() as stack:
             stack.callback(self._give_back)
-            stack.callback(self._restore)
+            stack.callback(self._undo)
             # Where something has ended the transaction, this savepoint is gone.
             self.execute(f"ROLLBACK TO SAVEPOINT {self._name}")
             if self.database == "mysql":
@@ -261,26 +262,17 @@ class SharedConnection:
                 "InnoDB tables, or empty them after each test. [rows-left]"
             )
 
-    def _restore(self) -> None:
-        if not self._spoiled:
-            self._spoiled = True  # unless all goes well
-            answered = self._answers()
-            try:
-                self._undo()
-            except self._errors as error:
-                self.stop(error)
-            if not answered:  # pg8000's rolls back even so
-                self.stop()
-            self._spoiled = False
-
-    def _give_back(self) -> None:
+    def _give_back(self, *, drop: bool = False) -> None:
+        if self._given is not None:
+            pool, pooled = self._given
+            # With SQLite's a database in memory would go.
+            if self.database != "sqlite":
+                drop = drop or self._keeps_something or self.broken is not None
+            pool.give_back(pooled, drop=drop)
         self.broken = IsolationError(
             "This connection was opened inside an isolate() block that has ended. "
             "Open another. [block-ended]"
         )
-        if self._given is not None:
-            pool, pooled = self._given
-            pool.give_back(pooled, broken=self._spoiled)
 
     # What breaks it.
 
@@ -294,42 +286,33 @@ class SharedConnection:
         ):
             self.stop()
 
-    def stop(self, error: BaseException | None = None) -> NoReturn:
+    def stop(self) -> NoReturn:
         """Note that nothing can be done on the connection any more, and why."""
-        if self.broken is None and self._is_loss(error):
-            self._spoiled = True
+        if self.broken is None:
+            last = f"The last statement was: {self._last or 'none'}."
+            self._undo()
             self.broken = IsolationError(
                 f"The connection to {self.engine} was lost inside isolate(), and with "
-                "it all that was written in the block. Look for what ended it (a "
-                "timeout, a restart or a kill; drivers for MySQL end it when a "
-                "statement is cancelled). [lost]"
+                "it all that was written in the block. Look for what ended it: a "
+                "timeout, a restart, a kill or the last statement (drivers for MySQL "
+                f"end it when one is cancelled). {last} [lost]"
             )
-        self.broken = self.broken or IsolationError(
-            f"The transaction that isolate() keeps open on {self.engine} was ended by "
-            "something else, and what was committed may still be in the database. The "
-            "cause is a statement that commits by itself, or a use of the driver's "
-            f"connection. The last was: {self._last or 'none'}. [transaction-ended]"
-        )
+            if self._answers():
+                self.broken = IsolationError(
+                    f"The transaction that isolate() keeps open on {self.engine} was "
+                    "ended by something else, and what was committed may still be in "
+                    "the database. The cause is a statement that commits by itself, or "
+                    f"a use of the driver's connection. {last} [transaction-ended]"
+                )
         # A new one each time, for none to keep what it passed through.
         raise IsolationError(*self.broken.args)
-
-    def _is_loss(self, error: BaseException | None) -> bool:
-        if isinstance(error, self._errors) and self.dialect.is_disconnect(
-            cast("Any", error), self.driver, None
-        ):
-            return True
-        # SQLAlchemy does not know all errors of MySQL's drivers. PostgreSQL may have
-        # been given something else to do.
-        interrupted = error is not None and not isinstance(error, Exception)
-        return (self.database == "mysql" or interrupted) and not self._answers()
 
     def _answers(self) -> bool:
         """Tell whether the connection answers, and what it is asked now."""
         name = new_name()
-        try:
+        with suppress(Exception):  # of a driver that is out of step, of any class
             return bool(self._execute(f"SELECT '{name}'")[0][0] == name)
-        except (IndexError, *self._errors):
-            return False
+        return False
 
     # What is executed.
 
@@ -341,8 +324,8 @@ class SharedConnection:
         self.check()
         try:
             return self._execute(statement)
-        except self._errors as error:
-            self.stop(error)
+        except self._errors:
+            self.stop()
 
     def _execute(
         self, statement: str, driver: DBAPIConnection | None = None
@@ -376,14 +359,14 @@ class SharedConnection:
                 self.abandoned.pop().rollback()
         writes = self.may_write(statement)
         self._last = statement.kind
-        self._spoiled = self._spoiled or statement.stays
+        self._keeps_something = self._keeps_something or statement.stays
         try:
             self.savepoints.enter(one)
             if self.database == "postgresql":
                 self.savepoints.set_for_statement(one)
             with self._in_driver():
                 result = call()
-        except BaseException as error:
+        except BaseException:
             with suppress(IsolationError):  # the user sees the driver's own error
                 self.check()
                 # PostgreSQL takes nothing but a rollback to a savepoint now, perhaps.
@@ -391,7 +374,7 @@ class SharedConnection:
                 if not self._answers():
                     self.savepoints.fail(one)
                     if not self._answers():  # but late, as pg8000 after an interrupt
-                        self.stop(error)
+                        self.stop()
                 elif writes and not whole:  # a part of it, perhaps
                     self.savepoints.note_write(one)
             raise

@@ -239,6 +239,8 @@ class StandIn:
             # it has executed.
             args, kwargs = (), {name: kwargs[name] for name in _KEPT & kwargs.keys()}
         with self.shared.turn:
+            if self.shared.broken is not None:  # as its use tells
+                return StandInCursor(self, None)
             # That of another block, around this one, makes those that its users have.
             if self.shared.dialect.driver == "psycopg2" and not isinstance(
                 driver, StandIn
@@ -250,11 +252,6 @@ class StandIn:
                 real.stand_in = self
                 return real
             return StandInCursor(self, driver.cursor(*args, **kwargs))
-
-    def close_cursor(self, cursor: Any) -> None:
-        with self.shared.turn:
-            if self.shared.broken is None:  # or others may use the connection
-                cursor.close()
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         return self.cursor().execute(*args, **kwargs)
