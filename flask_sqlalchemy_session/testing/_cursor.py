@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from ._errors import IsolationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,13 +21,13 @@ class StandInCursor:
     """Stands for a cursor.
 
     It reads all rows at once, as another statement of the connection would spoil those
-    that are not read yet, or be spoiled by them.
+    that are not read yet, or be spoiled by them. PostgreSQL's drivers do so themselves.
     """
 
     connection: StandIn
     _cursor: Any  # the driver's, if the connection is of use yet
-    _rows: list[Any] | None = None
-    rownumber: int | None = None
+    #: Those that are still to be read, unless the driver's cursor has them.
+    _rows: Iterator[Any] | None = None
     itersize = 100  # of the rows that psycopg would ask the server for at a time
 
     def __init__(self, connection: StandIn, cursor: object) -> None:
@@ -42,55 +45,37 @@ class StandInCursor:
         return self if result is self._cursor or result is None else result
 
     def _read(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        self._rows = self.rownumber = None
+        self._rows = None
         result = getattr(self._cursor, name)(*args, **kwargs)
-        if self._cursor.description is not None:  # or there are no rows
-            self._rows, self.rownumber = [*self._cursor.fetchall()], 0
+        reads_itself = self.connection.shared.database == "postgresql"
+        if not reads_itself and self._cursor.description is not None:  # there are rows
+            self._rows = iter(self._cursor.fetchall())
         return result
-
-    def fetchone(self) -> Any:
-        if self._rows is None:
-            return self._cursor.fetchone()  # which says that there are none
-        return next(iter(self._take(1)), None)
-
-    def fetchmany(self, size: int | None = None) -> Any:
-        size = self._cursor.arraysize if size is None else size
-        return self._cursor.fetchmany(size) if self._rows is None else self._take(size)
-
-    def fetchall(self) -> Any:
-        if self._rows is None:
-            return self._cursor.fetchall()
-        return self._take(len(self._rows))
-
-    def fetchall_unbuffered(self) -> Iterator[Any]:
-        return self
-
-    def _take(self, size: int) -> list[Any]:
-        start = self.rownumber or 0
-        taken = (self._rows or [])[start : start + size]
-        self.rownumber = start + len(taken)
-        return taken
-
-    def scroll(self, value: int, mode: str = "relative") -> None:
-        start = (self.rownumber or 0) if mode == "relative" else 0
-        if not 0 <= start + value < len(self._rows or ()):
-            raise IndexError("position out of bound")
-        self.rownumber = start + value
 
     def nextset(self) -> Any:
         with self.connection.shared.lock:
             return self._read("nextset")
 
-    def set_result(self, index: int) -> Self:
-        with self.connection.shared.lock:
-            self._read("set_result", index)
+    def fetchone(self) -> Any:
+        return self._cursor.fetchone() if self._rows is None else next(self._rows, None)
+
+    def fetchmany(self, size: int | None = None) -> Any:
+        size = self._cursor.arraysize if size is None else size
+        if self._rows is None:
+            return self._cursor.fetchmany(size)
+        return [*islice(self._rows, size)]
+
+    def fetchall(self) -> Any:
+        return self._cursor.fetchall() if self._rows is None else [*self._rows]
+
+    def fetchall_unbuffered(self) -> Iterator[Any]:
         return self
 
-    def results(self) -> Iterator[Self]:
-        more = self._cursor.pgresult is not None  # as psycopg's alone has
-        while more:
-            yield self
-            more = self.nextset()
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._cursor if self._rows is None else self._rows)
+
+    def __next__(self) -> Any:
+        return next(self._cursor if self._rows is None else self._rows)
 
     def close(self) -> None:
         shared = self.connection.shared
@@ -102,16 +87,14 @@ class StandInCursor:
         self.connection.executescript(script)
         return self
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._rows is None or not (rows := self._take(1)):
-            raise StopIteration
-        return rows[0]
-
     def __getattr__(self, name: str) -> Any:
-        return self.connection.watch(name, getattr(self._cursor, name))
+        value = getattr(self._cursor, name)
+        if self._rows is not None and name in ("rownumber", "scroll"):
+            raise IsolationError(
+                "Inside isolate() the rows of a cursor are read in their order, and "
+                "once. Read them all, and look in the list of them. [no-scrolling]"
+            )
+        return self.connection.watch(name, value)
 
     def __setattr__(self, name: str, value: object) -> None:
         if hasattr(StandInCursor, name):

@@ -39,8 +39,8 @@ def message_of(argument: ast.expr) -> str:
     return str(argument.value) if isinstance(argument, ast.Constant) else ""
 
 
-IN_OTHERS_WORDS = {"… object has no attribute …", "position out of bound"}
-"""What is said as Python and psycopg say it has no name of ours at its end."""
+IN_OTHERS_WORDS = {"… object has no attribute …"}
+"""What is said as Python says it has no name of ours at its end."""
 
 ENTRY = re.compile(r"^`(.+?)`(?: `\[(.+)\]`\{#(.+)\})?\n: ", re.MULTILINE)
 

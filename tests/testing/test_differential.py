@@ -641,7 +641,7 @@ def savepoints_as_text(shop: Shop) -> object:
     return shop.names()
 
 
-@scenario()
+@scenario(refused=("mysql",))
 def a_cursor_that_scrolls(shop: Shop) -> object:
     if shop.engine.driver not in ("psycopg", "psycopg2", "pymysql", "mysqldb"):
         return None
