@@ -25,14 +25,12 @@ T = TypeVar("T")
 
 _EXECUTING = re.compile("call|copy|execute|fetch|mogrify_|run_async|stream")
 _REFUSED = re.compile(
-    r"(backup|blobopen|change_user|cmd_(change_user|query|reset_connection)|notifies|"
-    r"pipeline|query|reset(_session)?|set_session|start_transaction|"
-    r"tpc_(begin|commit|prepare|rollback)|transaction|xa)\Z"
+    r"(backup|begin|blobopen|change_user|close|cmd_(change_user|query|reset_connection)|"
+    r"commit|cursor|notifies|pipeline|query|reset(_session)?|rollback|set_autocommit|"
+    r"set_session|start_transaction|terminate|tpc_(begin|commit|prepare|rollback)|"
+    r"transaction|xa)\Z"
 )
-_REFUSED_OF_ASYNC = re.compile(
-    rf"{_EXECUTING.pattern}|{_REFUSED.pattern}|"
-    r"(begin|close|commit|cursor|rollback|set_autocommit|terminate)\Z"
-)
+"""What a connection is not asked for, unless the stand-in has it itself."""
 _NEEDS_NO_TRANSACTION = re.compile(
     r"\b(?:inside|within) (?:a )?transaction\b|invalid transaction termination"
 )
@@ -191,7 +189,6 @@ class StandIn:
             self.shared.check()
             failed = self.failed
             self._end(commits=not failed)
-            self.session = None
             if failed and self.shared.dialect.driver == "pg8000":  # which looks for it
                 error = self.shared.dialect.loaded_dbapi.InterfaceError
                 raise error("in failed transaction block")
@@ -202,7 +199,6 @@ class StandIn:
                 self.shared.abandoned.append(self)
             elif self.shared.broken is None:
                 self._end(commits=False)
-                self.session = None
 
     def _end(self, *, commits: bool) -> None:
         self.begun = self.failed = self.begun_read_only = False
@@ -210,6 +206,7 @@ class StandIn:
             self.shared.savepoints.release(self, 0)
         else:
             self.shared.savepoints.rollback(self)
+        self.session = None
 
     def close(self) -> None:
         self.rollback()
@@ -446,7 +443,7 @@ class AsyncDriverConnection:
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        if _REFUSED_OF_ASYNC.match(name):
+        if _EXECUTING.match(name) or _REFUSED.match(name):
             self._stand_in.refuse(f"{name}()")
         return getattr(self._connection, name)
 
