@@ -57,8 +57,7 @@ class Statement:
         self.parts = [one.strip() for one in self.text.split(";") if _WORD.search(one)]
         self.words = _WORD.findall(self.text)[:5]
         #: What an error calls it.
-        length = 3 if "NOT" in self.words[:2] else 2
-        self.kind = " ".join(self.words[:length]) or "statement"
+        self.kind = " ".join(self.words[:3]) or "statement"
         #: Whether it changes rows, and nothing else.
         self.is_dml = bool(_DML.match(self.text))
         #: Whether it may change something. In doubt it does.
