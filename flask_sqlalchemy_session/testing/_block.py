@@ -89,11 +89,8 @@ class Isolation(ContextDecorator):
         self._engines = engines
         self._registries = [_registry_of(one) for one in sessions]
         self._lock = RLock()
-        self._reset()
-
-    def _reset(self) -> None:
         self._ended = False
-        self._began = next(_moments)
+        self._began = 0
         self._shared: list[SharedConnection] = []
         # The sessions made in the block, with who made them and what they had for the
         # attributes that are replaced.
@@ -138,7 +135,7 @@ class Isolation(ContextDecorator):
                     "context. Enter the block before the context, or call "
                     "'session.remove()' first. [open-session]"
                 )
-        self._reset()
+        self._ended, self._began = False, next(_moments)
         if not event.contains(Engine, "engine_connect", _note_use):
             event.listen(Engine, "engine_connect", _note_use)
         try:
