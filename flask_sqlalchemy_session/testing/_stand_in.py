@@ -345,6 +345,13 @@ class StandIn:
                 else:
                     self.rollback()
                 self.begun = "CHAIN" in rest and "NO" not in rest
+            case ["PRAGMA", "FOREIGN_KEYS", value, *_] if not self.in_transaction:
+                found = self.shared.execute("PRAGMA foreign_keys")[0][0]
+                if bool(found) != (value in _ON):
+                    raise IsolationError(
+                        "PRAGMA foreign_keys does nothing in a transaction, as inside "
+                        "isolate(). Set it in a listener of 'connect'. [foreign-keys]"
+                    )
             case ["SET", "SESSION", "TRANSACTION", "ISOLATION", *_]:
                 pass  # an open transaction has the level that it has
             case ["PRAGMA", "SYNCHRONOUS" | "TEMP_STORE", _, *_]:
@@ -423,16 +430,6 @@ class StandIn:
                 f"{statement.kind} was tried in a transaction that is read only. "
                 "Leave that out in tests, or the write. [read-only]"
             )
-        if (
-            statement.words[:2] == ["PRAGMA", "FOREIGN_KEYS"]
-            and not self.in_transaction
-        ):
-            found = self.shared.execute("PRAGMA foreign_keys")[0][0]
-            if statement.words[2:] and bool(found) != (statement.words[2] in _ON):
-                raise IsolationError(
-                    "PRAGMA foreign_keys does nothing in a transaction, as inside "
-                    "isolate(). Set it in a listener of 'connect'. [foreign-keys]"
-                )
 
 
 class AsyncDriverConnection:
