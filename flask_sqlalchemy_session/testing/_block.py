@@ -243,7 +243,8 @@ class Isolation(ContextDecorator):
             return bind
         with self._lock:
             pools = (pool for one in self._shared for pool in one.pools)
-            taken = any(pool.is_beneath(bind.pool) for pool in pools)
+            # Each engine has a dialect of its own, which those with options share.
+            taken = any(pool.engine.dialect is bind.dialect for pool in pools)
             if not self._ended and not taken:
                 self._take_over(bind)
         return bind

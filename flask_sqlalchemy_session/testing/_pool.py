@@ -70,12 +70,6 @@ class SharedPool(QueuePool):
     def recreate(self) -> SharedPool:
         return self
 
-    def is_beneath(self, pool: Pool) -> bool:
-        """Tell whether a pool is this one, or of a block inside this one's."""
-        while pool is not self and isinstance(pool, SharedPool):
-            pool = pool.replaced
-        return pool is self
-
     def connect_for_real(self) -> PoolProxiedConnection:
         """Connect to the database itself, which no listener but its maker's hears."""
         with self._unheard():
