@@ -9,11 +9,15 @@ driver nothing differs: SQLAlchemy's connections, options and events are the rea
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from weakref import WeakSet
 
 from sqlalchemy.util import greenlet_spawn
+
+from flask_sqlalchemy_session._fork import never_finalise
 
 from ._errors import IsolationError
 from ._locks import TaskLock
@@ -80,12 +84,15 @@ class SharedConnection:
         self._errors: Any = (engine.dialect.loaded_dbapi.Error, OSError)
         self._is_where: list[Any] = []
         self._last = ""
+        #: What the driver's connection had for what stand-ins have set on it.
+        self.found: dict[str, Any] = {}
         #: Whether something stays on the connection that no rollback takes.
         self._keeps_something = False
         self._functions: set[object] | None = None
         self._given: tuple[SharedPool, PoolProxiedConnection] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._name = new_name()
+        _all.add(self)
         self.take_over(engine)
 
     # The beginning.
@@ -269,6 +276,7 @@ class SharedConnection:
             if self.database != "sqlite":
                 drop = drop or self._keeps_something or self.broken is not None
             pool.give_back(pooled, drop=drop)
+            self._given = None
         self.broken = IsolationError(
             "This connection was opened inside an isolate() block that has ended. "
             "Open another. [block-ended]"
@@ -314,7 +322,27 @@ class SharedConnection:
             return bool(self._execute(f"SELECT '{name}'")[0][0] == name)
         return False
 
+    def leave_to_parent(self) -> None:
+        """Use no more, in a forked child, what the parent goes on with."""
+        if self._given is None:
+            return
+        never_finalise([self._given])
+        self._given = None
+        self.broken = IsolationError(
+            f"isolate() was begun in the process that this one was forked from, which "
+            f"goes on with its connection to {self.engine}. What a test does in "
+            "another process can't be isolated: empty the tables after it. [forked]"
+        )
+
     # What is executed.
+
+    def set_attributes(self, attributes: dict[str, Any]) -> None:
+        """Let the driver's connection have what was set on one of those it stands for.
+
+        Each has its own way to make rows, say, and so have the block's own statements.
+        """
+        for name, found in self.found.items():
+            setattr(self.driver, name, attributes.get(name, found))
 
     def execute(self, statement: str) -> list[Any]:
         """Execute a statement of our own, that no event listener sees.
@@ -331,6 +359,7 @@ class SharedConnection:
         self, statement: str, driver: DBAPIConnection | None = None
     ) -> list[Any]:
         with self._in_driver():
+            self.set_attributes({})
             cursor = (self.driver if driver is None else driver).cursor()
             try:
                 cursor.execute(statement)
@@ -365,6 +394,7 @@ class SharedConnection:
             if self.database == "postgresql":
                 self.savepoints.set_for_statement(one)
             with self._in_driver():
+                self.set_attributes(one.attributes)
                 result = call()
         except BaseException:
             with suppress(IsolationError):  # the user sees the driver's own error
@@ -408,3 +438,15 @@ class SharedConnection:
         """Return the names of the functions of the database that may write."""
         query = _WRITING_FUNCTIONS.get(self.database)
         return {row[0] for row in self.execute(query)} if query else set()
+
+
+_all: WeakSet[SharedConnection] = WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for each in [*_all]:
+        each.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_leave_to_parent)

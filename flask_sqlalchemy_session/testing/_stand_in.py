@@ -75,6 +75,8 @@ class StandIn:
 
     The first is the whole transaction, and has a name if a savepoint has begun it.
     """
+    attributes: dict[str, Any]
+    """What its users have set on it, such as how it makes rows."""
     begun = False
     """Whether it is in a transaction, which a statement has begun."""
     failed = False
@@ -86,10 +88,12 @@ class StandIn:
     deferrable: object = None
 
     def __init__(self, shared: SharedConnection, mode: Mode) -> None:
-        vars(self).update(shared=shared, mode=mode, savepoints=[])
+        vars(self).update(shared=shared, mode=mode, savepoints=[], attributes={})
 
     def __getattr__(self, name: str) -> Any:
         driver = self.shared.driver
+        with self.shared.turn:
+            self.shared.set_attributes(self.attributes)
         value = getattr(driver, name)
         if name == "autocommit":
             # Some drivers for MySQL have a method that sets it.
@@ -110,7 +114,11 @@ class StandIn:
         elif name in vars(self) or hasattr(StandIn, name):
             object.__setattr__(self, name, value)
         else:
-            setattr(self.shared.driver, name, value)
+            with self.shared.turn:
+                found = getattr(self.shared.driver, name, None)
+                setattr(self.shared.driver, name, value)
+                self.shared.found.setdefault(name, found)
+                self.attributes[name] = value
 
     def watch(self, name: str, value: Any, context: object = None) -> Any:
         """Let what a driver executes be a statement, of whose text it may be the name.
@@ -238,6 +246,7 @@ class StandIn:
         with self.shared.turn:
             if self.shared.broken is not None:  # as its use tells
                 return StandInCursor(self, None)
+            self.shared.set_attributes(self.attributes)
             # That of another block, around this one, makes those that its users have.
             if self.shared.dialect.driver == "psycopg2" and not isinstance(
                 driver, StandIn

@@ -30,7 +30,8 @@ _READ = re.compile(
 )
 _CHANGE = re.compile(
     r"\b(?:INSERT|(?<!FOR )(?<!KEY )UPDATE|DELETE|MERGE|INTO)\b|"
-    r"^PRAGMA.*=|^SET STATEMENT\b"
+    r"^PRAGMA (?:\w+\.)?(?:(?:APPLICATION_ID|SCHEMA_VERSION|USER_VERSION) ?[=(]|"
+    r"INCREMENTAL_VACUUM|OPTIMIZE)|^SET STATEMENT\b"
 )
 _BODY = re.compile(r"BEGIN NOT ATOMIC\b|CREATE\b.*\bBEGIN\b")
 _MYSQL_COMMITS = re.compile(

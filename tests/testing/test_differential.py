@@ -89,6 +89,16 @@ DRIVERS = {
 }
 
 
+# How a driver's connection is told to make rows, and what makes dictionaries.
+ROW_MAKERS = {
+    "pysqlite": ("row_factory", "sqlite3", "Row"),
+    "psycopg": ("row_factory", "psycopg.rows", "dict_row"),
+    "psycopg2": ("cursor_factory", "psycopg2.extras", "RealDictCursor"),
+    "pymysql": ("cursorclass", "pymysql.cursors", "DictCursor"),
+    "mysqldb": ("cursorclass", "MySQLdb.cursors", "DictCursor"),
+}
+
+
 def is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -878,6 +888,59 @@ def attributes_of_a_driver_connection(shop: Shop) -> object:
             raw.rollback()
             raw.cursor().connection.autocommit = False
     return seen
+
+
+@scenario()
+def the_rows_of_a_driver_connection_that_makes_others(shop: Shop) -> object:
+    if shop.engine.dialect.is_async or shop.engine.driver not in ROW_MAKERS:
+        return None
+    attribute, module, name = ROW_MAKERS[shop.engine.driver]
+    with shop.app.app_context():
+        shop.add("ann", id=1)
+        shop.session.commit()
+        pooled = shop.engine.raw_connection()
+        raw: Any = pooled.driver_connection
+        before = getattr(raw, attribute)
+        setattr(raw, attribute, getattr(importlib.import_module(module), name))
+        cursor = raw.cursor()
+        cursor.execute("SELECT id, name FROM users")
+        seen: list[object] = [[*map(dict, cursor.fetchall())]]
+        seen.append([*map(tuple, shop.other.execute(select(User.id, User.name)))])
+        cursor.execute("SELECT id, name FROM users")
+        seen.append([*map(dict, cursor.fetchall())])
+        setattr(raw, attribute, before)
+        pooled.close()
+    return seen, shop.names()
+
+
+@scenario()
+def strings_that_a_driver_connection_reads_as_bytes(shop: Shop) -> object:
+    if shop.engine.driver != "pysqlite":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.session.commit()
+        pooled = shop.engine.raw_connection()
+        raw: Any = pooled.driver_connection
+        raw.text_factory = bytes
+        seen = [raw.execute("SELECT name FROM users").fetchall()]
+        seen.append([*shop.other.scalars(select(User.name))])
+        raw.text_factory = str
+        pooled.close()
+    return seen
+
+
+@scenario()
+def a_pragma_of_a_session_that_only_reads(shop: Shop) -> object:
+    if shop.database != "sqlite":
+        return None
+    with shop.app.app_context():
+        shop.add("ann")
+        shop.other.execute(text("PRAGMA cache_size = 500"))
+        shop.other.scalars(select(User)).all()
+        shop.other.remove()
+        shop.session.rollback()
+    return shop.names()
 
 
 @scenario(refused=("postgresql",))

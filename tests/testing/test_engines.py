@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import subprocess
+import sys
 import threading
 import typing
 from contextlib import nullcontext, suppress
@@ -35,13 +38,56 @@ from flask_sqlalchemy_session.testing import (
     IsolationError,
     isolate,
 )
-from tests.support import Base, Held, User, server_url
+from tests.support import Base, Held, User, many_connections, server_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from flask import Flask
+
+# A process of its own, which may fork. What its child is told is its exit status.
+FORKS = """
+import os, sys, warnings
+from flask import Flask
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.orm import sessionmaker
+from flask_sqlalchemy_session import FlaskScopedSession
+from flask_sqlalchemy_session.testing import IsolationError, isolate
+from tests.support import User
+
+warnings.simplefilter("ignore")  # about forking beside threads
+app = Flask("script")
+engine = create_engine(sys.argv[1])
+session = FlaskScopedSession(sessionmaker(engine), app)
+
+
+def add(name):
+    with app.app_context():
+        session.add(User(name=name))
+        session.commit()
+
+
+def is_refused():
+    engine.dispose(close=False)  # as SQLAlchemy asks for
+    try:
+        add("child")
+    except IsolationError as error:
+        return "[forked]" in str(error)
+
+
+with isolate(session):
+    add("parent")
+    child = os.fork()
+    if not child:
+        sys.exit(0 if is_refused() else 1)  # which ends the block here, too
+    assert os.waitpid(child, 0)[1] == 0
+    add("parent")
+    with app.app_context():
+        assert session.scalar(select(func.count(User.id))) == 2
+with app.app_context():
+    assert session.scalar(select(func.count(User.id))) == 0
+"""
 
 DRIVERS = [
     "postgresql+psycopg",
@@ -574,3 +620,20 @@ def test_the_types_can_be_asked_at_run_time(
     assert typing.get_type_hints(isolate)["return"] is Isolation
     for method in (Isolation.__enter__, Isolation.__exit__, Isolation.__call__):
         assert typing.get_type_hints(method)
+
+
+@many_connections
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_is_forked_in_a_block_is_refused_and_spoils_nothing(
+    engine: Engine,
+) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    done = subprocess.run(  # noqa: S603  # a script of ours
+        [sys.executable, "-c", FORKS, url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
