@@ -135,17 +135,18 @@ class Isolation(ContextDecorator):
                     "context. Enter the block before the context, or call "
                     "'session.remove()' first. [open-session]"
                 )
-        self._ended, self._began = False, next(_moments)
+        self._ended, self._began, self._shared = False, next(_moments), []
+        self._prepared.clear()
         if not event.contains(Engine, "engine_connect", _note_use):
             event.listen(Engine, "engine_connect", _note_use)
         try:
             for engine in [*self._engines, *_engines_of(self._registries)]:
                 self._reach(engine)
+            for registry in self._registries:
+                registry.prepare = partial(self._prepare, registry)
         except BaseException:
             self._end()
             raise
-        for registry in self._registries:
-            registry.prepare = partial(self._prepare, registry)
 
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
         """Close the sessions made in the block and roll everything back.
@@ -157,7 +158,12 @@ class Isolation(ContextDecorator):
             or the connection lost; or when tables have rows left that the database
             can't roll back.
         """
-        refused = self._end()
+        # An interrupt may come before all has ended, and this makes up for it.
+        try: refused = self._end()  # fmt: skip  # noqa: E701
+        except BaseException:
+            with suppress(Exception):
+                self._end()
+            raise
         if value is None and refused is not None:
             raise refused
 
@@ -172,28 +178,26 @@ class Isolation(ContextDecorator):
     def _end(self) -> IsolationError | None:
         """End all that was begun, whatever fails and whoever goes on.
 
+        What it has ended it leaves as it is, when it is called again.
+
         :return: what the block had to refuse, if it had to.
         """
-        for registry in self._registries:
-            registry.prepare = None
-        with self._lock:
-            # No engine is taken over and no session prepared after this.
-            self._ended = True
-            shared, prepared = self._shared, [*self._prepared.items()]
-            self._shared = []
-            self._prepared.clear()
         with ExitStack() as stack:
-            for connection in shared:
+            for registry in self._registries:
+                stack.callback(setattr, registry, "prepare", None)
+            with self._lock:  # no engine is taken over and no session prepared after
+                self._ended = True
+            for connection in self._shared:
                 connection.savepoints.closing = True
                 stack.callback(connection.end)
-            for session, (registry, attributes) in prepared:
+            for session, (registry, attributes) in [*self._prepared.items()]:
                 stack.callback(_restore, registry.sync_session(session), attributes)
                 stack.callback(_close, registry, session)
             for registry in self._registries:
                 holder = registry.holder()
                 if holder is not None:
                     stack.callback(registry.release, holder, current_context())
-        refused = [one.savepoints.refused for one in shared]
+        refused = [one.savepoints.refused for one in self._shared]
         return next(filter(None, refused), None)
 
     def _prepare(self, registry: _Registry, made: object) -> None:
@@ -223,6 +227,7 @@ class Isolation(ContextDecorator):
             # A thread that is late has a session as after the block.
             if not self._ended and made not in self._prepared:
                 had = {name: attributes[name] for name in _REPLACED & attributes.keys()}
+                event.listen(session, "after_begin", _note_session)
                 self._prepared[made] = registry, had
                 attributes["get_bind"] = reaching_get_bind
                 attributes["connection"] = reaching_connection
@@ -230,7 +235,6 @@ class Isolation(ContextDecorator):
                 if session.twophase:
                     attributes["prepare"] = refuse_to_prepare
                     attributes["twophase"] = False
-                event.listen(session, "after_begin", _note_session)
 
     def _reach(self, bind: Engine | Connection) -> Engine | Connection:
         """Take an engine over, if this is the first session to reach it."""
@@ -358,7 +362,8 @@ def _close(registry: _Registry, session: object) -> None:
 
 def _restore(session: Session, attributes: dict[str, Any]) -> None:
     """Take the isolation off a session."""
-    event.remove(session, "after_begin", _note_session)
+    if event.contains(session, "after_begin", _note_session):
+        event.remove(session, "after_begin", _note_session)
     for name in _REPLACED:
         vars(session).pop(name, None)
     vars(session).update(attributes)

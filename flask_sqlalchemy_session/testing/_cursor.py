@@ -46,10 +46,17 @@ class StandInCursor:
 
     def _read(self, name: str, *args: Any, **kwargs: Any) -> Any:
         self._rows = None
-        result = getattr(self._cursor, name)(*args, **kwargs)
         reads_itself = self.connection.shared.database == "postgresql"
-        if not reads_itself and self._cursor.description is not None:  # there are rows
-            self._rows = iter(self._cursor.fetchall())
+        try:
+            result = getattr(self._cursor, name)(*args, **kwargs)
+            if not reads_itself and self._cursor.description is not None:
+                self._rows = iter(self._cursor.fetchall())
+        except BaseException:
+            if (
+                not reads_itself
+            ):  # SQLite releases no savepoint before the rows are read
+                self._cursor.close()
+            raise
         return result
 
     def nextset(self) -> Any:

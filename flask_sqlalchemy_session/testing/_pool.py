@@ -86,13 +86,19 @@ class SharedPool(QueuePool):
     @contextmanager
     def _unheard(self) -> Generator[None]:
         heard = self.replaced.dispatch
-        for name in _USE:
-            setattr(heard, name, _Nobody())
         try:
+            for name in _USE:
+                setattr(heard, name, _Nobody())
             yield
         finally:
-            for name in _USE:
-                setattr(heard, name, getattr(self.dispatch, name))
+            # Twice, as an interrupt may come in the first.
+            try: self._be_heard()  # fmt: skip  # noqa: E701
+            finally:
+                self._be_heard()
+
+    def _be_heard(self) -> None:
+        for name in _USE:
+            setattr(self.replaced.dispatch, name, getattr(self.dispatch, name))
 
     def end(self) -> None:
         """Give the engine its pool back, and that the listeners set in the block."""

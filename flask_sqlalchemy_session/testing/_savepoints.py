@@ -104,12 +104,13 @@ class Savepoints:
         if self.is_open(one):
             names = [name for _, name in one.savepoints[number:]]
             after = self._log[self._log.index((one, names[0])) :]
-            # Below the savepoint of another it stays, where it does no harm.
-            if not any(name and owner is not one for owner, name in after):
-                self._execute(f"RELEASE SAVEPOINT {names[0]}")
             self._log = [each for each in self._log if each[1] not in names]
             while self._log and not self._log[0][1]:  # what nobody can undo any more
                 del self._log[0]
+            # Below the savepoint of another it stays, where it does no harm, and so
+            # where an interrupt comes.
+            if not any(name and owner is not one for owner, name in after):
+                self._execute(f"RELEASE SAVEPOINT {names[0]}")
         del one.savepoints[number:]
 
     def is_open(self, one: StandIn) -> bool:
