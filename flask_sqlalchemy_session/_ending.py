@@ -36,6 +36,8 @@ _OUTER = "_flask_sqlalchemy_session_outer"
 # On a watched context, by the request that pushed it: that it was not popped yet.
 OWED = "_flask_sqlalchemy_session_owed"
 
+_NOT_GIVEN: Any = object()
+
 _popping: dict[int, AppContext] = {}
 """The watched context that a thread pops, until its teardown begins."""
 
@@ -82,16 +84,19 @@ def context_methods(class_: type[AppContext]) -> dict[str, object]:
             self._flask_sqlalchemy_session_ended = False
         class_.push(self)
 
-    def begin_pop(self: Any, args: Any, kwargs: Any) -> None:
+    def begin_pop(self: Any, exc: BaseException | None) -> None:
         thread = get_ident()
         self._flask_sqlalchemy_session_outer = _popping.get(thread)
         _popping[thread] = self
-        class_.pop(self, *args, **kwargs)
+        if exc is _NOT_GIVEN:
+            class_.pop(self)
+        else:
+            class_.pop(self, exc)
         self._flask_sqlalchemy_session_owed = False
 
-    def pop(self: Any, *args: Any, **kwargs: Any) -> None:
+    def pop(self: Any, exc: BaseException | None = _NOT_GIVEN) -> None:
         # On one line, as an interrupt in a line with no more than `try` is not caught.
-        try: begin_pop(self, args, kwargs)  # fmt: skip  # noqa: E701
+        try: begin_pop(self, exc)  # fmt: skip  # noqa: E701
         except BaseException as error:
             # Its teardown began, or was kept from it by an interrupt, or by a pop
             # elsewhere, after which it was used again.

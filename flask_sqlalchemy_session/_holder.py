@@ -104,22 +104,23 @@ class Holder:
         """
         thread = get_ident()
         try:
-            # Atomic, and known to be this thread's wherever an interrupt comes.
-            if _closing.setdefault(self, thread) != thread:
-                raise InUseError(
-                    "Another thread closes this session already. It is closed once "
-                    "that thread is done. [closing]"
-                )
-            closer = self.closer
-            if closer is not None:  # pragma: no branch  # another thread was faster
-                self._close(closer, seconds)
-        finally:
-            # Twice, as an interrupt may come in the first.
-            try: self._end_close(thread)  # fmt: skip  # noqa: E701
+            try:
+                # Atomic, and known to be this thread's wherever an interrupt comes.
+                if _closing.setdefault(self, thread) != thread:
+                    raise InUseError(
+                        "Another thread closes this session already. It is closed once "
+                        "that thread is done. [closing]"
+                    )
+                closer = self.closer
+                if closer is not None:  # pragma: no branch  # another was faster
+                    self._close(closer, seconds)
             finally:
-                self._end_close(thread)
+                self._end_claim(thread)
+        except BaseException:  # an interrupt may have come before the claim was ended
+            self._end_claim(thread)
+            raise
 
-    def _end_close(self, thread: int) -> None:
+    def _end_claim(self, thread: int) -> None:
         if _closing.get(self) == thread:
             del _closing[self]
 

@@ -11,10 +11,17 @@ from flask.ctx import AppContext
 from sqlalchemy.orm import Session
 from sqlalchemy.util import ScopedRegistry
 
-from ._context import ScopeError, current_context, get_g, owner_in, unproxied
+from ._context import (
+    ScopeError,
+    current_context,
+    find_context,
+    get_g,
+    owner_in,
+    unproxied,
+)
 from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
-from ._holder import Holder
+from ._holder import SECONDS_TO_WAIT, Holder
 from ._requests import watch_contexts
 from ._scope import hold, place_in
 
@@ -88,12 +95,18 @@ class ContextRegistry(ScopedRegistry[T]):
         # A test's fake may have no answer, or one to all that it is asked.
         return getattr(session, "in_transaction", bool)() is True
 
-    def release(self, holder: Holder, context: AppContext) -> None:
-        """Close a session whose context ends, by the owner's `remove` if that is to be.
-
-        It acts on the current context, which may be another one.
-        """
+    def extended_remove(self, session: T) -> Callable[[], object] | None:
+        """Return what lets the owner's `remove` close a session, if that has to be."""
         raise NotImplementedError
+
+    def release(self, holder: Holder, context: AppContext) -> None:
+        """Close a session whose context ends."""
+        remove = self.extended_remove(holder.session)
+        # It acts on the current context, which may be another one.
+        if remove is not None and context is find_context():
+            remove()
+        else:
+            holder.close(seconds=SECONDS_TO_WAIT)
 
     def __call__(self) -> T:
         """Return the current context's session, made if this is its first use."""

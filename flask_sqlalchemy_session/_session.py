@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
-from flask.ctx import AppContext
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 from sqlalchemy.util import ScopedRegistry
 from werkzeug.local import LocalProxy
 
-from ._context import find_context
 from ._factory import (
     REMEDY,
     S,
@@ -22,7 +21,6 @@ from ._factory import (
     class_made_by,
 )
 from ._forwarded import ForwardingScopedSession
-from ._holder import Holder
 from ._owner import ContextScoped
 from ._registry import ContextRegistry, register
 
@@ -42,13 +40,10 @@ class SessionRegistry(ContextRegistry[S]):
     def sync_session(self, session: S) -> Session:
         return session
 
-    def release(self, holder: Holder, context: AppContext) -> None:
-        # One that nobody extends does no more than this.
-        is_extended = getattr(self.owner.remove, "__func__", None) is not _remove
-        if is_extended and context is find_context():
-            self.owner.remove()
-        else:
-            holder.close()
+    def extended_remove(self, session: S) -> Callable[[], object] | None:
+        remove: Callable[[], object] = self.owner.remove
+        # One that nobody extends does no more than close the session.
+        return None if getattr(remove, "__func__", None) is _remove else remove
 
     def close_session(self, session: S, *, seconds: float | None = None) -> None:
         # A listener of the end of a transaction may begin the next, and so for ever.

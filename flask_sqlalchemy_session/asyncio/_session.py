@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
-from flask.ctx import AppContext
 from greenlet import getcurrent
 from sqlalchemy import event
 from sqlalchemy.exc import IllegalStateChangeError
@@ -21,10 +20,9 @@ from flask_sqlalchemy_session._context import current_context, find_context
 from flask_sqlalchemy_session._ending import has_ended
 from flask_sqlalchemy_session._factory import check_callable, class_made_by
 from flask_sqlalchemy_session._fork import living
-from flask_sqlalchemy_session._holder import SECONDS_BETWEEN_ATTEMPTS, Holder
+from flask_sqlalchemy_session._holder import SECONDS_BETWEEN_ATTEMPTS
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import NONE, ContextRegistry, Keywords, register
-from flask_sqlalchemy_session._scope import seconds_in
 from flask_sqlalchemy_session._session import close_transaction
 from flask_sqlalchemy_session._threads import refuse_use
 
@@ -121,14 +119,13 @@ class AsyncSessionRegistry(ContextRegistry[AS]):
         else:
             schedule_on(loop, _close(session), seconds)
 
-    def release(self, holder: Holder, context: AppContext) -> None:
-        loop = loop_to_close_on(_loop_of(holder.session))
-        # On the loop itself nothing can wait for `remove`, and a context that has
-        # ended must not keep its session until then.
-        if loop in (None, loop_that_runs_here()) or context is not find_context():
-            holder.close(seconds=seconds_in(context))
-        else:
-            call(loop, self.owner.remove)
+    def extended_remove(self, session: AS) -> Callable[[], object] | None:
+        loop = loop_to_close_on(_loop_of(session))
+        # On the loop itself nothing can wait for it, and a context that has ended must
+        # not keep its session until then.
+        if loop is None or loop is loop_that_runs_here():
+            return None
+        return lambda: call(loop, self.owner.remove)
 
 
 @at_end.append
