@@ -135,7 +135,8 @@ class Isolation(ContextDecorator):
                     "context. Enter the block before the context, or call "
                     "'session.remove()' first. [open-session]"
                 )
-        self._ended, self._began, self._shared = False, next(_moments), []
+        self._ended, self._began = False, next(_moments)
+        self._shared = []
         self._prepared.clear()
         if not event.contains(Engine, "engine_connect", _note_use):
             event.listen(Engine, "engine_connect", _note_use)
