@@ -23,7 +23,7 @@ from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
 from ._holder import SECONDS_TO_WAIT, Holder
 from ._requests import watch_contexts
-from ._scope import hold, place_in
+from ._scope import check_place, hold
 
 if TYPE_CHECKING:
     from ._owner import ContextScoped
@@ -135,10 +135,11 @@ class ContextRegistry(ScopedRegistry[T]):
             no more sessions can be made there.
         """
         context = current_context()
-        place = self._place_in(context)
+        self._check_place(context)
         session = self.make_session(keywords)
         watch(context)
-        holder = hold(context, self, session)
+        place = context.g.__dict__  # only now, as the factory may have set another `g`
+        holder = hold(place, self, session, context.app)
         # Atomic: of the threads that share the context, one keeps its session.
         while (kept := place.setdefault(self.key, holder)) is not holder:
             if kept.registry is self:
@@ -156,12 +157,13 @@ class ContextRegistry(ScopedRegistry[T]):
     def set(self, obj: T) -> None:
         """Give the current context a session. What it had is closed."""
         context = current_context()
-        place = self._place_in(context)
+        self._check_place(context)
         holder = self.holder()
         if holder is None or holder.session is not obj:
             self.clear()
             watch(context)
-            place[self.key] = hold(context, self, obj)
+            place = context.g.__dict__
+            place[self.key] = hold(place, self, obj, context.app)
 
     def clear(self) -> None:
         """Close the current context's session. The next use makes a new one."""
@@ -169,7 +171,7 @@ class ContextRegistry(ScopedRegistry[T]):
         if holder is not None:
             holder.close()
 
-    def _place_in(self, context: AppContext) -> dict[str, Any]:
+    def _check_place(self, context: AppContext) -> None:
         owner = self.owner
         if owner_in(context, self.extension, self.name, type(owner)) is not owner:
             raise ScopeError(
@@ -178,7 +180,7 @@ class ContextRegistry(ScopedRegistry[T]):
                 f"'{type(owner).__name__}(session_factory, app, name=...)'. "
                 "[another-session]"
             )
-        return place_in(context)
+        check_place(context)
 
 
 def register(

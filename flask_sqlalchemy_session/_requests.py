@@ -139,7 +139,7 @@ def _request_methods(class_: type[RequestContext]) -> dict[str, object]:
             self._flask_sqlalchemy_session_pushed = (pushed, earlier)
 
     def pop(self: Any, *args: Any, **kwargs: Any) -> None:
-        # On one line, as those of a context are.
+        # On one line, as in the `pop` of a context.
         try: class_.pop(self, *args, **kwargs)  # fmt: skip  # noqa: E701
         finally:
             # What is popped elsewhere may leave it as it was: the request up to Flask

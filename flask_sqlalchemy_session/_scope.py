@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from flask import Flask
 from flask.ctx import AppContext
 from sqlalchemy import event
 
@@ -35,10 +36,10 @@ _TURN = "_flask_sqlalchemy_sessions_turn"
 _TURNS = 10
 
 
-def place_in(context: AppContext) -> dict[str, Any]:
-    """Return where a context's uses find its holders, by the keys of their registries.
+def check_place(context: AppContext) -> None:
+    """Refuse a context that can hold no more sessions.
 
-    :raises ScopeError: when no more sessions can be made there.
+    :raises ScopeError: when its `g` has no room, or it has ended and goes on ending.
     """
     try:
         place = context.g.__dict__
@@ -56,19 +57,19 @@ def place_in(context: AppContext) -> dict[str, Any]:
             "most likely. Let the listener use the connection that it is called with. "
             "[used-while-closed]"
         )
-    return place
 
 
-def hold(context: AppContext, registry: ContextRegistry[Any], session: Any) -> Holder:
+def hold(
+    place: dict[str, Any], registry: ContextRegistry[Any], session: Any, app: Flask
+) -> Holder:
     """Hold a session until its context ends. No use of the context finds it yet."""
     allow_use(session)  # a factory may return one that was closed, again
-    place = context.g.__dict__
     holders: list[Holder] = place.setdefault(_HOLDERS, [])
     _forget_closed(holders)
     turn = place.get(_TURN)
     if turn == _TURNS - 1 and is_in_checkin():
         event.listen(registry.sync_session(session), "after_begin", leave_pool)
-    holder = Holder(registry, session, context.app, is_late=turn is not None)
+    holder = Holder(registry, session, app, is_late=turn is not None)
     holders.append(holder)
     return holder
 
@@ -95,7 +96,7 @@ def release(context: AppContext) -> None:
             try:
                 if not turn and registry is not None:
                     registry.release(holder, context)
-                elif holder.close_until(deadline, seconds=seconds_in(context)):
+                elif holder.close_until(deadline, seconds=_seconds_in(context)):
                     _forget(holder, holders)
             except InUseError:  # the next turn waits for it
                 pass
@@ -108,7 +109,7 @@ def release(context: AppContext) -> None:
         raise first.pop()  # no cycle with its traceback
 
 
-def seconds_in(context: AppContext) -> float | None:
+def _seconds_in(context: AppContext) -> float | None:
     """Return how long to wait for an event loop, if not for as long as it takes.
 
     A finaliser may end a context that is not the current one, at any point of any

@@ -13,6 +13,7 @@ from weakref import ref
 
 import pytest
 from flask import Flask, Response, current_app, g
+from flask.globals import app_ctx
 from sqlalchemy import text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
@@ -328,6 +329,20 @@ def test_teardown_calls_a_mocks_remove_and_closes_what_it_leaves(
     with app.app_context():
         assert "mark" not in session.info
     remove.assert_called_once_with()
+
+
+def test_a_factory_that_sets_another_g_makes_one_session(
+    app: Flask, engine: Engine, held: Held
+) -> None:
+    def make() -> Session:
+        app_ctx.g = app.app_ctx_globals_class()
+        return Session(engine)
+
+    session = FlaskScopedSession(make, app)
+    with app.app_context():
+        use(session())
+        assert session() is session()
+    assert held.count == 0
 
 
 def test_teardown_calls_a_remove_that_is_patched_for_every_object(
