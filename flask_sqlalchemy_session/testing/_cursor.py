@@ -52,9 +52,7 @@ class StandInCursor:
             if not reads_itself and self._cursor.description is not None:
                 self._rows = iter(self._cursor.fetchall())
         except BaseException:
-            if (
-                not reads_itself
-            ):  # SQLite releases no savepoint before the rows are read
+            if not reads_itself:  # or SQLite would not release its savepoint
                 self._cursor.close()
             raise
         return result

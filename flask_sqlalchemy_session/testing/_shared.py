@@ -329,7 +329,7 @@ class SharedConnection:
         never_finalise([self._given])
         self._given = None
         self.broken = IsolationError(
-            f"isolate() was begun in the process that this one was forked from, which "
+            "isolate() was begun in the process that this one was forked from, which "
             f"goes on with its connection to {self.engine}. What a test does in "
             "another process can't be isolated: empty the tables after it. [forked]"
         )

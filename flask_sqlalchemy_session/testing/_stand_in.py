@@ -91,10 +91,12 @@ class StandIn:
         vars(self).update(shared=shared, mode=mode, savepoints=[], attributes={})
 
     def __getattr__(self, name: str) -> Any:
-        driver = self.shared.driver
-        with self.shared.turn:
-            self.shared.set_attributes(self.attributes)
-        value = getattr(driver, name)
+        # Without its turn, as what cancels a statement is called while that runs.
+        driver, found = self.shared.driver, self.shared.found
+        if name in found:
+            value = self.attributes.get(name, found[name])
+        else:
+            value = getattr(driver, name)
         if name == "autocommit":
             # Some drivers for MySQL have a method that sets it.
             mode = value if self._is_sqlite else self.mode.value

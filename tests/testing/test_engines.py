@@ -89,6 +89,13 @@ with app.app_context():
     assert session.scalar(select(func.count(User.id))) == 0
 """
 
+# It ends after minutes, if nobody cancels it.
+FOREVER = """
+WITH RECURSIVE numbers(x) AS (
+    SELECT 1 WHERE begin() IS NULL UNION ALL SELECT x + 1 FROM numbers WHERE x < 1e9
+) SELECT count(*) FROM numbers
+"""
+
 DRIVERS = [
     "postgresql+psycopg",
     "postgresql+pg8000",
@@ -414,6 +421,26 @@ def test_a_connection_that_the_server_ended_is_told_so(
     with app.app_context():
         assert session.scalar(text("SELECT 1")) == 1
     other.dispose()
+
+
+def test_a_statement_is_cancelled_by_another_thread(app: Flask, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/long.sqlite3")
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    began = threading.Event()
+    with isolate(session), app.app_context():
+        raw: Any = session.connection().connection.driver_connection
+        raw.create_function("begin", 0, began.set)
+
+        def cancel() -> None:
+            assert began.wait(30)
+            raw.interrupt()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        with pytest.raises(DBAPIError, match="interrupted"):
+            session.execute(text(FOREVER))
+        thread.join()
+    engine.dispose()
 
 
 class Interruption(BaseException):
