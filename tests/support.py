@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,40 @@ many_connections = pytest.mark.parametrize(
     "engine", ["sqlite-file", "postgresql"], indirect=True
 )
 """Runs a test on each database that can be connected to more than once at a time."""
+
+
+SET_UP = """
+import sys, warnings
+from flask import Flask
+from sqlalchemy import create_engine, func, select, text
+from sqlalchemy.orm import Session, sessionmaker
+from flask_sqlalchemy_session import FlaskScopedSession
+from tests.support import User
+
+warnings.simplefilter("ignore")  # about forking beside threads
+app = Flask("script")
+engine = create_engine(sys.argv[1])
+session = FlaskScopedSession(sessionmaker(engine), app)
+"""
+"""How a script for :func:`run_script` begins, which has an application."""
+
+
+def run_script(script: str, engine: Engine) -> str:
+    """Run a script on an engine's database, in a process of its own that may fork.
+
+    :return: what it printed.
+    """
+    url = engine.url.render_as_string(hide_password=False)
+    done = subprocess.run(  # noqa: S603  # a script of ours
+        [sys.executable, "-c", script, url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
 
 
 class Base(DeclarativeBase):

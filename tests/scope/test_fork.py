@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import many_connections
+from tests.support import SET_UP, many_connections, run_script
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -21,18 +19,10 @@ pytestmark = pytest.mark.skipif(
 
 # A process of its own, whose children can exit as processes do. Each child inherits
 # a context whose session has written a row; the parent then commits that row.
-SCRIPT = """
-import contextvars, gc, json, os, sys, threading, warnings
-from flask import Flask
-from sqlalchemy import create_engine, select, text
-from sqlalchemy.orm import Session, sessionmaker
-from flask_sqlalchemy_session import FlaskScopedSession
-from tests.support import User
-
-warnings.simplefilter("ignore")  # about forking beside threads
-app = Flask("script")
-engine = create_engine(sys.argv[1])
-session = FlaskScopedSession(sessionmaker(engine), app)
+SCRIPT = (
+    SET_UP
+    + """
+import contextvars, gc, json, os, threading
 
 
 def write(name):
@@ -161,29 +151,23 @@ codes["ends_with_its_thread"] = ends_with_its_thread("ends_with_its_thread")
 with Session(engine) as after:
     print(json.dumps({"codes": codes, "rows": after.scalars(select(User.name)).all()}))
 """
+)
 
 
 # What runs in the child before the library's own hook: that of another library, which
 # was registered earlier. The last of the parent's hooks, in turn, is the earliest.
-EARLIER_HOOKS = """
-import gc, json, multiprocessing, os, subprocess, sys, threading, warnings
+EARLIER_HOOKS = (
+    """
+import gc, json, multiprocessing, os, subprocess, threading
 
 last_in_parent, first_in_child = [], []
 os.register_at_fork(
     before=lambda: [each() for each in last_in_parent],
     after_in_child=lambda: [each() for each in first_in_child],
 )
-
-from flask import Flask
-from sqlalchemy import create_engine, select
-from sqlalchemy.orm import Session, sessionmaker
-from flask_sqlalchemy_session import FlaskScopedSession
-from tests.support import User
-
-warnings.simplefilter("ignore")  # about forking beside threads
-app = Flask("script")
-engine = create_engine(sys.argv[1])
-session = FlaskScopedSession(sessionmaker(engine), app)
+"""
+    + SET_UP
+    + """
 
 
 def os_fork():
@@ -255,20 +239,11 @@ codes = {
 with Session(engine) as after:
     print(json.dumps({"codes": codes, "rows": after.scalars(select(User.name)).all()}))
 """
+)
 
 
 def check(script: str, engine: Engine) -> None:
-    url = engine.url.render_as_string(hide_password=False)
-    done = subprocess.run(  # noqa: S603  # a script of ours
-        [sys.executable, "-c", script, url],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    result = json.loads(done.stdout)
+    result = json.loads(run_script(script, engine))
     assert set(result["codes"].values()) == {0}, result["codes"]
     assert result["rows"] == list(result["codes"])
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
-import sys
 import threading
 import typing
 from contextlib import nullcontext, suppress
@@ -38,7 +36,15 @@ from flask_sqlalchemy_session.testing import (
     IsolationError,
     isolate,
 )
-from tests.support import Base, Held, User, many_connections, server_url
+from tests.support import (
+    SET_UP,
+    Base,
+    Held,
+    User,
+    many_connections,
+    run_script,
+    server_url,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,19 +53,11 @@ if TYPE_CHECKING:
     from flask import Flask
 
 # A process of its own, which may fork. What its child is told is its exit status.
-FORKS = """
-import os, sys, warnings
-from flask import Flask
-from sqlalchemy import create_engine, func, select
-from sqlalchemy.orm import sessionmaker
-from flask_sqlalchemy_session import FlaskScopedSession
+FORKS = (
+    SET_UP
+    + """
+import os
 from flask_sqlalchemy_session.testing import IsolationError, isolate
-from tests.support import User
-
-warnings.simplefilter("ignore")  # about forking beside threads
-app = Flask("script")
-engine = create_engine(sys.argv[1])
-session = FlaskScopedSession(sessionmaker(engine), app)
 
 
 def add(name):
@@ -88,6 +86,7 @@ with isolate(session):
 with app.app_context():
     assert session.scalar(select(func.count(User.id))) == 0
 """
+)
 
 # It ends after minutes, if nobody cancels it.
 FOREVER = """
@@ -654,13 +653,4 @@ def test_the_types_can_be_asked_at_run_time(
 def test_a_process_that_is_forked_in_a_block_is_refused_and_spoils_nothing(
     engine: Engine,
 ) -> None:
-    url = engine.url.render_as_string(hide_password=False)
-    done = subprocess.run(  # noqa: S603  # a script of ours
-        [sys.executable, "-c", FORKS, url],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
+    assert not run_script(FORKS, engine)
