@@ -12,9 +12,8 @@ from sqlalchemy.orm import sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
 from flask_sqlalchemy_session.testing import isolate
-from tests.scope.flask_versions import FLASK_3_2
 from tests.scope.test_interrupts import PACKAGE, Interrupter, run
-from tests.support import User, many_connections
+from tests.support import User, first_of, many_connections
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -46,13 +45,8 @@ def test_an_interrupt_at_any_line_leaves_the_object_and_the_engine_free(
     def interrupt(at: int) -> Interrupter:
         interrupter = Interrupter(at, KeyboardInterrupt, f"{PACKAGE}testing/")
         error = run(interrupter, use)
-        # From 3.2 on Flask tells the errors of a teardown in groups, one in another.
-        while (
-            FLASK_3_2
-            and sys.version_info >= (3, 11)
-            and isinstance(error, BaseExceptionGroup)  # noqa: F821  # from 3.11 on
-        ):
-            (error,) = error.exceptions
+        if error:  # from 3.2 on Flask tells the errors of a teardown in groups
+            error = first_of(error)
         assert isinstance(error, KeyboardInterrupt) == bool(at), interrupter.where
         return interrupter
 
