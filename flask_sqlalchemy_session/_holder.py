@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from _thread import start_new_thread
-from threading import Thread, current_thread, get_ident
+from threading import Thread, get_ident
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -19,7 +19,7 @@ from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session
 
 from ._fork import forget, in_unprepared_child, leave_to_parent, live
-from ._threads import InUseError, allow_use, end_use
+from ._threads import InUseError, allow_use, end_use, here
 
 if TYPE_CHECKING:
     from ._registry import ContextRegistry
@@ -32,8 +32,8 @@ SECONDS_BETWEEN_ATTEMPTS = 0.01
 # Why a session was not closed by a teardown.
 _ABANDONED = (
     "was closed by the safety net, not by a teardown: the context was never popped, "
-    "its 'g' was cleared, or the session was first used after the teardown, by a "
-    "thread that inherited the context"
+    "or the session was first used after the teardown, by a thread that inherited the "
+    "context"
 )
 _LATE = (
     "was closed by the safety net, not by a teardown: it was made after the context's "
@@ -69,8 +69,8 @@ class Holder:
     closer: ContextRegistry[Any] | None
     """What closes the session: None once it is closed, or another's to close."""
 
-    thread: int
-    """The one that made the session, by the number that each use is compared with."""
+    thread: Thread
+    """The one that made the session, which each use is compared with."""
 
     threads: list[Thread]
     """Those that were given the session, first the one that made it."""
@@ -84,15 +84,15 @@ class Holder:
         self.session = session
         self.app = app
         self.reason = _LATE if is_late else _ABANDONED
-        self.thread = get_ident()
-        self.threads = [current_thread()]
+        self.thread = here.thread
+        self.threads = [here.thread]
         self.registry = self.closer = registry
         live.add(ref(self, forget))
 
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
-        if current_thread() not in self.threads:
-            self.threads.append(current_thread())  # atomic, as others may do the same
+        if here.thread not in self.threads:
+            self.threads.append(here.thread)  # atomic, as others may do the same
 
     def close(self, *, seconds: float | None = None) -> None:
         """Close the session, if that is still to be done.
@@ -129,7 +129,7 @@ class Holder:
         # A listener that uses the session meanwhile is given another one, and so is a
         # thread that is not noted yet.
         registry, self.registry = self.registry, None
-        is_shared = len(self.threads) > 1 or self.thread != get_ident()
+        is_shared = len(self.threads) > 1 or self.thread is not here.thread
         try:
             # An async session is a task's, and a test's fake nobody's.
             if is_shared and isinstance(session, Session):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import get_ident
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy.orm import Session
@@ -16,6 +15,7 @@ from ._session import (
     FlaskScopedSession,
     SessionProxy,
 )
+from ._threads import here
 
 _KEY = key_of(EXTENSION, "default")
 
@@ -56,7 +56,7 @@ class CurrentSession(SessionProxy[Session]):
             if (
                 holder is not None
                 and holder.registry is not None
-                and holder.thread == get_ident()
+                and holder.thread is here.thread
             ):
                 return getattr(holder.session, name)
             return getattr(_default_session(), name)

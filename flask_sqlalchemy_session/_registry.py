@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import RLock, get_ident
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from flask import Flask
@@ -23,7 +23,8 @@ from ._ending import end_with_contexts, watch
 from ._factory import check_keywords
 from ._holder import SECONDS_TO_WAIT, Holder
 from ._requests import watch_contexts
-from ._scope import check_place, hold
+from ._scope import check_place, held, hold
+from ._threads import here
 
 if TYPE_CHECKING:
     from ._owner import ContextScoped
@@ -37,7 +38,7 @@ _registering = RLock()  # an application may set up another when it is given one
 
 
 def key_of(extension: str, name: str) -> str:
-    """Return the name on `g` of the holders of the objects with a name."""
+    """Return the name on `g` of what holds the session of the object with a name."""
     return f"_flask_{extension}_{name}"
 
 
@@ -120,9 +121,15 @@ class ContextRegistry(ScopedRegistry[T]):
             holder: Holder | None = get_g().__dict__.get(self.key)
         except (RuntimeError, AttributeError):  # no context, or no room on its `g`
             return None
-        if holder is None or holder.registry is not self:
-            return None
-        if holder.thread != get_ident():
+        # Another thread may have made it, or used a context that shares the `g`.
+        if (
+            holder is not None
+            and holder.registry is self
+            and holder.thread is here.thread
+        ):
+            return holder
+        holder = held(current_context(), self)
+        if holder is not None:
             holder.share()
             if holder.registry is not self:  # pragma: no cover  # closed meanwhile
                 return None
@@ -138,18 +145,13 @@ class ContextRegistry(ScopedRegistry[T]):
         self._check_place(context)
         session = self.make_session(keywords)
         watch(context)
-        place = context.g.__dict__  # only now, as the factory may have set another `g`
-        holder = hold(place, self, session, context.app)
-        # Atomic: of the threads that share the context, one keeps its session.
-        while (kept := place.setdefault(self.key, holder)) is not holder:
-            if kept.registry is self:
-                holder.close()
-                break
-            # It is closed, and one of them takes it away, but no other's new one.
-            taken: Holder | None = place.pop(self.key, None)
-            if taken is not None and taken.registry is self:
-                place.setdefault(self.key, taken)
-        return session if kept is holder else self()
+        holder = hold(context, self, session)
+        kept = held(context, self)
+        if kept is not None and kept is not holder:  # of a thread, or use, in between
+            holder.close()
+            return self()
+        context.g.__dict__[self.key] = holder
+        return session
 
     def has(self) -> bool:
         return self.holder() is not None
@@ -162,8 +164,7 @@ class ContextRegistry(ScopedRegistry[T]):
         if holder is None or holder.session is not obj:
             self.clear()
             watch(context)
-            place = context.g.__dict__
-            place[self.key] = hold(place, self, obj, context.app)
+            context.g.__dict__[self.key] = hold(context, self, obj)
 
     def clear(self) -> None:
         """Close the current context's session. The next use makes a new one."""

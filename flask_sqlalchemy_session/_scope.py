@@ -1,8 +1,8 @@
 """The scope: what one application context holds, and how it is let go.
 
-A context's sessions live on its ``g``, the place that Flask gives extensions for what
-belongs to one context. No table maps contexts to sessions, so none can outlive its
-context or be mistaken for another's.
+A context's sessions live on it. No table maps contexts to sessions, so none can outlive
+its context or be mistaken for another's. On its ``g``, the place that Flask gives
+extensions, each use looks first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask
 from flask.ctx import AppContext
 from sqlalchemy import event
 
@@ -23,14 +22,14 @@ from ._threads import InUseError, allow_use
 if TYPE_CHECKING:
     from ._registry import ContextRegistry
 
-# On `g`, beside the last holder of each registry: those whose session is to be closed,
-# and some that were closed since. Each step with the list is atomic, as threads may
-# share the context. No name of a session makes a key that begins like these.
-_HOLDERS = "_flask_sqlalchemy_sessions_holders"
+# On a context, and not on its `g`, which contexts may share: those whose session is to
+# be closed, and some that were closed since. Each step with the list is atomic, as
+# threads may share the context.
+_HOLDERS = "_flask_sqlalchemy_session_holders"
 
-# On the `g` of a context that ends: how often this has closed what there was. It stays
-# there, as a context that has ended may be used, or pushed, again.
-_TURN = "_flask_sqlalchemy_sessions_turn"
+# On a context that ends: how often this has closed what there was. It stays there, as
+# a context that has ended may be used, or pushed, again.
+_TURN = "_flask_sqlalchemy_session_turn"
 
 # A listener may use the session again each time that one is closed, and so for ever.
 _TURNS = 10
@@ -41,16 +40,14 @@ def check_place(context: AppContext) -> None:
 
     :raises ScopeError: when its `g` has no room, or it has ended and goes on ending.
     """
-    try:
-        place = context.g.__dict__
-    except AttributeError:
+    if not hasattr(context.g, "__dict__"):
         raise ScopeError(
-            f"The sessions of a context live on its 'g', but {type(context.g)!r}, the "
-            f"'app_ctx_globals_class' of Flask application {context.app.name!r}, "
+            f"The sessions of a context are found on its 'g', but {type(context.g)!r}, "
+            f"the 'app_ctx_globals_class' of Flask application {context.app.name!r}, "
             "has no room for them. Take away its '__slots__', or give it a "
             "'__dict__' slot. [g-slots]"
-        ) from None
-    if place.get(_TURN) == _TURNS:
+        )
+    if vars(context).get(_TURN) == _TURNS:
         raise ScopeError(
             f"A context of Flask application {context.app.name!r} ends, and each time "
             "its session was closed it was used again: by a listener of that event, "
@@ -59,19 +56,29 @@ def check_place(context: AppContext) -> None:
         )
 
 
-def hold(
-    place: dict[str, Any], registry: ContextRegistry[Any], session: Any, app: Flask
-) -> Holder:
-    """Hold a session until its context ends. No use of the context finds it yet."""
+def hold(context: AppContext, registry: ContextRegistry[Any], session: Any) -> Holder:
+    """Hold a session until its context ends."""
     allow_use(session)  # a factory may return one that was closed, again
-    holders: list[Holder] = place.setdefault(_HOLDERS, [])
+    holders: list[Holder] = vars(context).setdefault(_HOLDERS, [])
     _forget_closed(holders)
-    turn = place.get(_TURN)
+    turn = vars(context).get(_TURN)
     if turn == _TURNS - 1 and is_in_checkin():
         event.listen(registry.sync_session(session), "after_begin", leave_pool)
-    holder = Holder(registry, session, app, is_late=turn is not None)
+    holder = Holder(registry, session, context.app, is_late=turn is not None)
     holders.append(holder)
     return holder
+
+
+def held(context: AppContext, registry: ContextRegistry[Any]) -> Holder | None:
+    """Return what holds a registry's session in a context, if it was made.
+
+    Of threads that share the context, and all make one, it is the same for all.
+    """
+    holders: list[Holder] = vars(context).get(_HOLDERS, [])
+    for holder in holders.copy():  # others may be forgotten meanwhile
+        if holder.registry is registry:
+            return holder
+    return None
 
 
 def release(context: AppContext) -> None:
@@ -79,7 +86,7 @@ def release(context: AppContext) -> None:
 
     It waits one time for all that other threads are inside of.
     """
-    place: dict[str, Any] = getattr(context.g, "__dict__", {})
+    place = vars(context)
     holders: list[Holder] | None = place.get(_HOLDERS)
     if not holders:
         return

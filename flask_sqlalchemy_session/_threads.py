@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from threading import Thread, get_ident
+from threading import Thread, current_thread, get_ident, local
 from types import FrameType
 from typing import Any
 from weakref import ref
@@ -21,6 +21,16 @@ from sqlalchemy.orm import Session
 # Python documents both, in spite of their underscores.
 _has_gil: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 _frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames")  # noqa: B009  # private to pyright
+
+
+class _Here(local):
+    """What each thread is told by: not by its number, which the next may have again."""
+
+    def __init__(self) -> None:
+        self.thread = current_thread()
+
+
+here = _Here()
 
 
 class InUseError(IllegalStateChangeError):

@@ -222,7 +222,7 @@ def drops(name, fork):
         session.flush()
 
     last_in_parent.append(open_late)
-    first_in_child.append(vars(context.g).clear)
+    first_in_child.append(vars(context).clear)  # with what holds the session
     code = fork()
     last_in_parent.clear()
     first_in_child.clear()

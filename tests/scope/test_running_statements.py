@@ -300,9 +300,11 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
 ) -> None:
     together = threading.Barrier(2)
 
-    def slow_current_thread() -> threading.Thread:
-        time.sleep(0.05)  # in which the other thread comes as far
-        return threading.current_thread()
+    class Slow(threading.local):
+        @property
+        def thread(self) -> threading.Thread:
+            time.sleep(0.05)  # in which the other thread comes as far
+            return threading.current_thread()
 
     def job(number: int) -> list[int]:
         together.wait(30)
@@ -314,9 +316,7 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
         with app.app_context():
             session()
             rollbacks = rollbacks_after_sleep(engine)
-            monkeypatch.setattr(
-                "flask_sqlalchemy_session._holder.current_thread", slow_current_thread
-            )
+            monkeypatch.setattr("flask_sqlalchemy_session._holder.here", Slow())
             jobs = [
                 pool.submit(contextvars.copy_context().run, job, number)
                 for number in range(2)
@@ -324,6 +324,38 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
             assert sleeping.wait(30)
         assert rollbacks == [True]
         assert jobs[reader].result(30) == [1, 0]
+
+
+@on_sqlite
+def test_a_thread_with_the_number_of_the_one_that_made_the_session_is_waited_for(
+    app: Flask, session: FlaskScopedSession[Session], engine: Engine
+) -> None:
+    numbers: list[int] = []
+    rows: list[list[int]] = []
+
+    def make() -> None:
+        numbers.append(threading.get_ident())
+        session()
+
+    def read() -> None:
+        numbers.append(threading.get_ident())
+        rows.append(read_rows(session()))
+
+    def thread_of(job: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=contextvars.copy_context().run, args=[job])
+        thread.start()
+        return thread
+
+    with app.app_context():
+        rollbacks = rollbacks_after_sleep(engine)
+        thread_of(make).join()
+        reader = thread_of(read)
+        assert sleeping.wait(30)
+    reader.join()
+    if len(set(numbers)) > 1:
+        pytest.skip("the system gave the second thread a number of its own")
+    assert rollbacks == [True]
+    assert rows == [[1, 0]]
 
 
 @on_sqlite

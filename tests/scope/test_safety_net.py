@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
-from tests.support import many_connections, use
+from tests.support import use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,20 +110,6 @@ def test_a_context_that_is_pushed_again_and_forgotten_is_released(
     assert held.count == 0
 
 
-@many_connections
-def test_a_g_that_is_cleared_releases_its_session(
-    app: Flask, session: FlaskScopedSession[Session], held: Held, no_collector: None
-) -> None:
-    with app.app_context() as context:
-        use(session())
-        with pytest.warns(ResourceWarning, match="its 'g' was cleared"):
-            vars(context.g).clear()
-        assert held.count == 0
-        assert "mark" not in session.info
-        use(session())
-    assert held.count == 0
-
-
 def test_a_warning_names_each_session(
     app: Flask, engine: Engine, no_collector: None
 ) -> None:
@@ -137,7 +123,7 @@ def test_a_warning_names_each_session(
     with pytest.warns(ResourceWarning) as caught:
         straggle(app, lambda: None, use_both)
     told = [str(warning.message).split(" of ")[0] for warning in caught]
-    assert told == ["A session ('default')", "A session ('reports')"]
+    assert sorted(told) == ["A session ('default')", "A session ('reports')"]
 
 
 @pytest.fixture

@@ -331,6 +331,70 @@ def test_teardown_calls_a_mocks_remove_and_closes_what_it_leaves(
     remove.assert_called_once_with()
 
 
+@many_connections
+@pytest.mark.parametrize("first", ["the request", "the job"])
+def test_a_job_that_is_given_the_g_of_a_request_has_a_session_of_its_own(
+    first: str, app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    """As Flask-Executor does; the job that is first to use its session ends first."""
+    used, goes_on = threading.Event(), threading.Event()
+
+    def read() -> None:
+        session.info["mark"] = True
+        session.execute(text("SELECT 1"))
+
+    def run(shared: Any) -> None:
+        with app.app_context() as context:
+            context.g = shared
+            read()
+            used.set()
+            assert goes_on.wait(30)
+            assert "mark" in session.info
+
+    with ThreadPoolExecutor(1) as pool:
+        with app.app_context() as request:
+            if first == "the request":
+                read()
+            job = pool.submit(run, request.g)
+            assert used.wait(30)
+            if first == "the job":
+                read()
+            assert held.count == 2
+            if first == "the job":
+                goes_on.set()
+                job.result(30)
+                assert held.count == 1
+            assert "mark" in session.info
+        if first == "the request":
+            assert held.count == 1
+            goes_on.set()
+            job.result(30)
+    assert held.count == 0
+
+
+def test_the_end_of_a_context_leaves_the_session_of_one_whose_g_it_was_given(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    with app.app_context() as outer:
+        use(session())
+        with app.app_context() as inner:
+            inner.g = outer.g
+            assert "mark" in session.info
+        assert "mark" in session.info
+        assert held.count == 1
+    assert held.count == 0
+
+
+def test_a_g_that_is_cleared_keeps_the_session(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    with app.app_context() as context:
+        use(session())
+        vars(context.g).clear()
+        assert "mark" in session.info
+    assert held.count == 0
+
+
 def test_a_factory_that_sets_another_g_makes_one_session(
     app: Flask, engine: Engine, held: Held
 ) -> None:
