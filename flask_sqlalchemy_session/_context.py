@@ -23,6 +23,10 @@ class ScopeError(RuntimeError, AttributeError):  # pyright: ignore[reportUnsafeM
     up, and so that :func:`hasattr` answers instead of raising.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.obj = None  # or Python would suggest another attribute at the end
+
 
 def current_context() -> AppContext:
     """Return the current application context.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, cast
 from unittest import mock
@@ -82,6 +83,13 @@ def test_every_use_outside_a_context_says_to_open_one(
     with app.app_context():
         assert session.autoflush
         assert session.expire_on_commit
+
+
+def test_python_suggests_no_other_attribute_after_an_error() -> None:
+    with pytest.raises(AttributeError) as caught:
+        current_session.scalars(text("SELECT 1"))
+    told = traceback.format_exception(None, caught.value, None)
+    assert told[-1].endswith("[no-context]\n")
 
 
 @pytest.mark.parametrize(
