@@ -13,7 +13,7 @@ from collections.abc import Callable
 from threading import get_ident
 from types import new_class
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import ref
 
 import flask.globals
 from flask import Flask
@@ -41,7 +41,9 @@ _NOT_GIVEN: Any = object()
 _popping: dict[int, AppContext] = {}
 """The watched context that a thread pops, until its teardown begins."""
 
-_teardowns: WeakSet[Callable[..., None]] = WeakSet()
+# On an application, and so on its copies: the teardown that this module gave it. Others
+# may have put their own around it since.
+_GIVEN = "_flask_sqlalchemy_session_teardown"
 
 
 def subclass(class_: type[Any], methods: Callable[[Any], dict[str, object]]) -> Any:
@@ -108,11 +110,12 @@ def context_methods(class_: type[AppContext]) -> dict[str, object]:
                 end(self)
             raise
         finally:
-            if self._flask_sqlalchemy_session_outer is None:
+            outer = self._flask_sqlalchemy_session_outer
+            if outer is None or has_ended(outer):  # by another greenlet of the thread
                 _popping.pop(get_ident(), None)
             else:
-                _popping[get_ident()] = self._flask_sqlalchemy_session_outer
-                self._flask_sqlalchemy_session_outer = None
+                _popping[get_ident()] = outer
+            self._flask_sqlalchemy_session_outer = None
 
     marks = {_ENDED: False, OWED: False, _OUTER: None}
     return {"push": push, "pop": pop, **marks}
@@ -144,22 +147,19 @@ def end_with_contexts(app: Flask) -> None:
     application's that run later could use a session again, and before Flask 3.2 one
     that raises keeps the rest from running.
     """
-    if vars(app).get(_TEARDOWN) in _teardowns:
+    if _GIVEN in vars(app):
         return
     # What is set on an application must not refer to it, or only the collector would
     # free it. Copies of the application have it too, and ends of their own.
     original = ref(app)
-    given: Any = getattr(app, _TEARDOWN)
+    # None where it is the class's, which may be patched later.
+    given: Any = vars(app).get(_TEARDOWN)
 
-    def call_given(_: Flask | None, *args: Any, **kwargs: Any) -> None:
-        given(*args, **kwargs)
-
-    is_method = getattr(given, "__self__", None) is app
-    tear_down: Callable[..., None] = given.__func__ if is_method else call_given
-
-    def is_its(app: Flask) -> bool:
-        copied = vars(app).get(_TEARDOWN) is do_teardown_appcontext
-        return copied or app is original()
+    def tear_down(app: Any, *args: Any, **kwargs: Any) -> None:
+        if given is None:
+            type(app).do_teardown_appcontext(app, *args, **kwargs)
+        else:
+            given(*args, **kwargs)
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         context = _popping.pop(get_ident(), None)
@@ -177,7 +177,10 @@ def end_with_contexts(app: Flask) -> None:
         # It is called by hand, as at the end of a job. The current context goes on,
         # with sessions that are yet to make.
         current = find_context()
-        if current is None or not is_its(current.app):
+        if (
+            current is None
+            or vars(current.app).get(_GIVEN) is not do_teardown_appcontext
+        ):
             tear_down(original(), *args, **kwargs)
             return
         try:
@@ -186,4 +189,4 @@ def end_with_contexts(app: Flask) -> None:
             release(current)
 
     setattr(app, _TEARDOWN, do_teardown_appcontext)
-    _teardowns.add(do_teardown_appcontext)
+    setattr(app, _GIVEN, do_teardown_appcontext)

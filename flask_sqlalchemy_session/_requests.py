@@ -11,6 +11,7 @@ From Flask 3.2 on every request has a context of its own, and this is not instal
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -49,7 +50,9 @@ _flasks_request_context = Flask.request_context
 def watch_contexts(app: Flask) -> None:
     """Let an application's contexts say when they are popped."""
     if BEFORE_FLASK_3_2:
-        app.__class__ = subclass(type(app), _application_methods)
+        # Its class may take arguments, or refuse to have a subclass.
+        with suppress(TypeError):
+            app.__class__ = subclass(type(app), _application_methods)
 
 
 class _Unshared:

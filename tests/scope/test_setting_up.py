@@ -8,8 +8,10 @@ import gc
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 from weakref import ref
 
 import pytest
@@ -343,6 +345,81 @@ def test_a_teardown_that_the_application_was_given_goes_on(
         assert not called
     assert len(called) == 1
     assert held.count == 0
+
+
+def test_a_teardown_that_an_extension_wraps_between_two_objects_ends_its_own_context(
+    app: Flask, memory: Engine
+) -> None:
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    inner = app.do_teardown_appcontext
+    wrapped = mock.Mock(side_effect=inner)
+    app.do_teardown_appcontext = wrapped  # type: ignore[method-assign]  # as an extension may
+    FlaskScopedSession(sessionmaker(memory), app, name="reports")
+    other = app.app_context()
+    contextvars.Context().run(other.push)
+    with app.app_context():
+        use(session())
+        with suppress(ValueError, LookupError, AssertionError):
+            other.pop()
+        assert "mark" in session.info
+        assert session().in_transaction()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_teardown_that_the_class_is_given_is_called(
+    when: str, app: Flask, memory: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    flasks = Flask.do_teardown_appcontext
+
+    class Bound:
+        """Has a `__func__` that leaves it out, as what `wrapt` binds for a tracer."""
+
+        __func__ = flasks
+
+        def __init__(self, app: Flask) -> None:
+            self.__self__ = app
+
+        def __call__(self, *args: Any, **kwargs: Any) -> None:
+            called.append(when)
+            flasks(self.__self__, *args, **kwargs)
+
+    class Traced:
+        def __get__(self, app: Flask | None, class_: type[Flask]) -> object:
+            return self if app is None else Bound(app)
+
+        def __call__(self, app: Flask, *args: Any, **kwargs: Any) -> None:
+            Bound(app)(*args, **kwargs)
+
+    if when == "before":
+        monkeypatch.setattr(Flask, "do_teardown_appcontext", Traced())
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    if when == "after":
+        monkeypatch.setattr(Flask, "do_teardown_appcontext", Traced())
+    with app.app_context():
+        use(session())
+    assert called == [when]
+    assert Held(memory).count == 0
+
+
+def test_an_application_whose_class_takes_arguments_can_be_set_up(
+    memory: Engine,
+) -> None:
+    regions: list[str] = []
+
+    class Service(Flask):
+        def __init_subclass__(cls, *, region: str) -> None:
+            regions.append(region)
+
+    class Shop(Service, region="eu"):
+        pass
+
+    app = Shop("shop")
+    session = FlaskScopedSession(sessionmaker(memory), app)
+    with app.app_context():
+        use(session())
+    assert Held(memory).count == 0
+    assert regions == ["eu"]
 
 
 def told(error: BaseException | None) -> set[str]:
