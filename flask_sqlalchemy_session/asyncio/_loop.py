@@ -155,51 +155,48 @@ def loop_to_close_on(used_on: AbstractEventLoop | None) -> AbstractEventLoop | N
 _running: ContextVar[list[None]] = ContextVar("_running")
 
 
-class _OneLoop:
-    """An application's `async_to_sync` that runs everything on one loop."""
+def _async_to_sync(
+    function: Callable[P, Coroutine[object, object, T]],
+) -> Callable[P, T]:
+    """Stand for an application's `async_to_sync`: run everything on one loop."""
 
-    def __init__(self, app: Flask) -> None:
-        # Below a server that asgiref wraps the application for, it reaches the
-        # server's loop, and lets the view call back into this thread.
-        self.below_a_server = app.async_to_sync
+    async def tracked(*args: P.args, **kwargs: P.kwargs) -> T:
+        running: list[None] = [None]
+        token = _running.set(running)
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            running.clear()
+            _running.reset(token)  # the caller is no task of this call's
 
-    def __call__(
-        self, function: Callable[P, Coroutine[object, object, T]]
-    ) -> Callable[P, T]:
-        async def tracked(*args: P.args, **kwargs: P.kwargs) -> T:
-            running: list[None] = [None]
-            token = _running.set(running)
-            try:
-                return await function(*args, **kwargs)
-            finally:
-                running.clear()
-                _running.reset(token)  # the caller is no task of this call's
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        context = find_context()
+        if context is not None:
+            watch(context)
+        if _server_loop() is not None:
+            # Below a server that asgiref wraps the application for, it reaches the
+            # server's loop, and lets the view call back into this thread.
+            to_sync = sys.modules["asgiref.sync"].async_to_sync
+            result: T = to_sync(tracked)(*args, **kwargs)
+            return result
+        loop = _shared.started()
+        if loop is None:
+            raise RuntimeError(
+                f"{function!r} was called after the event loop of async views had "
+                "ended, as it does where the process ends. 'atexit' runs last what "
+                "was registered first: register what calls it after 'import "
+                "flask_sqlalchemy_session.asyncio'. [loop-ended]"
+            )
+        if loop is loop_that_runs_here():
+            raise RuntimeError(
+                f"{function!r} was called through 'app.async_to_sync' or "
+                "'app.ensure_sync' on the event loop that has to run it. Await it "
+                "instead, or call it in 'asyncio.to_thread'. [waits-for-itself]"
+            )
+        return call(loop, partial(tracked, *args, **kwargs))
 
-        @wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> T:
-            context = find_context()
-            if context is not None:
-                watch(context)
-            if _server_loop() is not None:
-                result: T = self.below_a_server(tracked)(*args, **kwargs)
-                return result
-            loop = _shared.started()
-            if loop is None:
-                raise RuntimeError(
-                    f"{function!r} was called after the event loop of async views had "
-                    "ended, as it does where the process ends. 'atexit' runs last what "
-                    "was registered first: register what calls it after 'import "
-                    "flask_sqlalchemy_session.asyncio'. [loop-ended]"
-                )
-            if loop is loop_that_runs_here():
-                raise RuntimeError(
-                    f"{function!r} was called through 'app.async_to_sync' or "
-                    "'app.ensure_sync' on the event loop that has to run it. Await it "
-                    "instead, or call it in 'asyncio.to_thread'. [waits-for-itself]"
-                )
-            return call(loop, partial(tracked, *args, **kwargs))
-
-        return run
+    return run
 
 
 def use_one_event_loop(app: Flask) -> None:
@@ -224,9 +221,8 @@ def use_one_event_loop(app: Flask) -> None:
     :param app: the application.
     """
     app = unproxied(app)
-    if not isinstance(vars(app).get("async_to_sync"), _OneLoop):
-        # Documented as the place to change how the application runs async views.
-        setattr(app, "async_to_sync", _OneLoop(app))  # noqa: B010  # a method, for type checkers
+    # Documented as the place to change how the application runs async views.
+    setattr(app, "async_to_sync", _async_to_sync)  # noqa: B010  # a method, for type checkers
 
 
 def check_loop(context: AppContext) -> None:

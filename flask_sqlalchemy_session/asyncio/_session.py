@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from flask import Flask
@@ -24,7 +25,7 @@ from flask_sqlalchemy_session._holder import SECONDS_BETWEEN_ATTEMPTS
 from flask_sqlalchemy_session._owner import ContextScoped
 from flask_sqlalchemy_session._registry import NONE, ContextRegistry, Keywords, register
 from flask_sqlalchemy_session._session import close_transaction
-from flask_sqlalchemy_session._threads import refuse_use
+from flask_sqlalchemy_session._threads import InUseError, refuse_use
 
 from ._calls import call, schedule, schedule_on
 from ._factory import AS, REMEDY, AsyncSessionFactory, check_session
@@ -132,7 +133,8 @@ class AsyncSessionRegistry(ContextRegistry[AS]):
 def _close_abandoned() -> None:
     for holder in living():
         if isinstance(holder.closer, AsyncSessionRegistry):
-            holder.close(seconds=0)
+            with suppress(InUseError):  # another thread has scheduled it
+                holder.close(seconds=0)
 
 
 class AsyncSessionProxy(LocalProxy[AS]):

@@ -259,6 +259,71 @@ app.ensure_sync(end)()
 """
 
 
+@pytest.mark.usefixtures("no_collector")
+def test_the_last_reference_frees_an_application() -> None:
+    app = Flask("shop", static_folder=None)  # whose view would refer to it
+    use_one_event_loop(app)
+    assert app.ensure_sync(running_loop)()
+    alive = weakref.ref(app)
+    del app
+    assert alive() is None
+
+
+def test_the_process_ends_while_a_thread_closes_a_session(tmp_path: Path) -> None:
+    program = CLOSED_AT_THE_END.replace("DIRECTORY", str(tmp_path))
+    told = in_a_process(program)
+    assert "task ends" in told
+    assert "[closing]" not in told
+
+
+CLOSED_AT_THE_END = """
+import asyncio, contextvars, threading, time
+from contextlib import suppress
+from flask import Flask
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from flask_sqlalchemy_session.asyncio import (
+    FlaskAsyncScopedSession, current_async_session, use_one_event_loop
+)
+
+closing, kept = threading.Event(), []
+
+class Slow(AsyncSession):
+    async def close(self):
+        closing.set()
+        await asyncio.sleep(0.5)
+        await super().close()
+
+engine = create_async_engine("sqlite+aiosqlite:///DIRECTORY/test.sqlite3")
+app = Flask("shop")
+use_one_event_loop(app)
+FlaskAsyncScopedSession(async_sessionmaker(engine, class_=Slow), app)
+
+async def forever():
+    try:
+        await asyncio.Event().wait()
+    finally:
+        print("task ends", flush=True)
+
+async def use():
+    await current_async_session.execute(text("SELECT 1"))
+    kept.append(asyncio.create_task(forever()))
+
+def begin():
+    context.push()
+    app.ensure_sync(use)()
+
+def end():
+    with suppress(Exception):
+        context.pop()
+
+context = app.app_context()
+contextvars.Context().run(begin)
+threading.Thread(target=end, daemon=True).start()
+closing.wait()
+"""
+
+
 def test_the_loop_ends_with_the_process() -> None:
     assert in_a_process(END) == "main ends\ntask ends\ngenerator ends\n"
 

@@ -798,6 +798,39 @@ with app.app_context():
 """
 
 
+# Tasks that begin at once
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="no loop begins them at once")
+def test_a_loop_that_begins_tasks_at_once_mixes_no_results(
+    app: Flask,
+    session: FlaskAsyncScopedSession[AsyncSession],
+    async_engine: AsyncEngine,
+) -> None:
+    def select_one(own: Session, number: int) -> object:
+        with app.app_context():  # which ends where nothing can be awaited
+            session().sync_session.execute(text("SELECT 0"))
+        return own.scalar(text(f"SELECT {number}"))
+
+    async def use(number: int) -> object:
+        async with AsyncSession(async_engine) as own:
+            return await own.run_sync(select_one, number)
+
+    async def use_all() -> list[object]:
+        loop = asyncio.get_running_loop()
+        before = loop.get_task_factory()
+        if sys.version_info >= (3, 12):
+            loop.set_task_factory(asyncio.eager_task_factory)
+        try:
+            one = await use(1)
+            return [one, *await asyncio.gather(use(2), use(3))]
+        finally:
+            loop.set_task_factory(before)
+
+    run(async_engine.dispose)  # for the connections to be made by such tasks
+    assert run(use_all) == [1, 2, 3]
+
+
 # Errors say what to do
 
 
