@@ -268,10 +268,13 @@ class Isolation(ContextDecorator):
                 continue
             one, two = other.dialect, engine.dialect
             if (one.driver, one.is_async) != (two.driver, two.is_async):
+                alike = one.is_async == two.is_async
                 raise IsolationError(
-                    f"{engine} and {other} are engines of one database with different "
-                    "drivers, which can't share a connection. Use one driver for both "
-                    "in tests, or isolate one of them. [two-drivers]"
+                    f"{engine} and {other} are engines of one database with "
+                    f"{'different drivers' if alike else 'a sync and an async driver'}"
+                    ", which can't share a connection. Use one driver for both in "
+                    "tests, or empty the tables after a test that needs both. "
+                    "[two-drivers]"
                 )
             shared.take_over(engine)
             return
@@ -316,7 +319,9 @@ def _database_of(engine: Engine) -> URL | None:
     url = engine.url
     backend, database = url.get_backend_name(), url.database
     if backend == "sqlite":
-        if not database or ":memory:" in database or "mode" in url.query:
+        is_shared = url.query.get("cache") == "shared"
+        in_memory = ":memory:" in str(database) or url.query.get("mode") == "memory"
+        if not database or (in_memory and not is_shared):
             return None
         database = realpath(database)
     return url.set(drivername=backend.replace("mariadb", "mysql"), database=database)

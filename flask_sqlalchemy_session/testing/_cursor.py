@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ class StandInCursor:
     _cursor: Any  # the driver's, if the connection is of use yet
     #: Those that are still to be read, unless the driver's cursor has them.
     _rows: Iterator[Any] | None = None
+    _kind: Any = list
     itersize = 100  # of the rows that psycopg would ask the server for at a time
 
     def __init__(self, connection: StandIn, cursor: object) -> None:
@@ -45,14 +47,17 @@ class StandInCursor:
         return self if result is self._cursor or result is None else result
 
     def _read(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        self._rows = None
+        self._rows, executed = None, False
         reads_itself = self.connection.shared.database == "postgresql"
         try:
             result = getattr(self._cursor, name)(*args, **kwargs)
+            executed = True
             if not reads_itself and self._cursor.description is not None:
-                self._rows = iter(self._cursor.fetchall())
-        except BaseException:
-            if not reads_itself:  # or SQLite would not release its savepoint
+                rows = self._cursor.fetchall()
+                self._rows, self._kind = iter(rows), type(rows)
+        except BaseException as error:
+            # Rows that are left would keep SQLite from releasing its savepoint.
+            if not reads_itself and (executed or not isinstance(error, Exception)):
                 self._cursor.close()
             raise
         return result
@@ -68,10 +73,12 @@ class StandInCursor:
         size = self._cursor.arraysize if size is None else size
         if self._rows is None:
             return self._cursor.fetchmany(size)
-        return [*islice(self._rows, size)]
+        return self._kind(islice(self._rows, size))
 
     def fetchall(self) -> Any:
-        return self._cursor.fetchall() if self._rows is None else [*self._rows]
+        if self._rows is None:
+            return self._cursor.fetchall()
+        return self._kind(self._rows)
 
     def fetchall_unbuffered(self) -> Iterator[Any]:
         return self
@@ -88,6 +95,19 @@ class StandInCursor:
             if shared.broken is None:  # or others may use the connection
                 self._cursor.close()
 
+    # psycopg's, which execute later than they are called.
+
+    @contextmanager
+    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        copy = self.connection.watch("copy", self._cursor.copy)
+        with self.connection.noting_failure(), copy(*args, **kwargs) as copying:
+            yield copying
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        stream = self.connection.watch("stream", self._cursor.stream)
+        with self.connection.noting_failure():
+            yield from stream(*args, **kwargs)
+
     def executescript(self, script: str) -> Self:
         self.connection.executescript(script)
         return self
@@ -99,6 +119,8 @@ class StandInCursor:
                 "Inside isolate() the rows of a cursor are read in their order, and "
                 "once. Read them all, and look in the list of them. [no-scrolling]"
             )
+        if name == "callproc":
+            self._rows = None
         return self.connection.watch(name, value)
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -37,7 +37,8 @@ T = TypeVar("T")
 
 _WHERE = {
     "postgresql": "SELECT current_database(), current_user, "
-    "current_setting('search_path'), current_setting('default_transaction_read_only')",
+    "current_setting('search_path') AS path, "
+    "current_setting('default_transaction_read_only') AS read_only",
     "mysql": "SELECT DATABASE(), CURRENT_USER()",
 }
 _CANT_ROLL_BACK = 1196  # MySQL's warning of tables without transactions
@@ -397,20 +398,27 @@ class SharedConnection:
                 self.set_attributes(one.attributes)
                 result = call()
         except BaseException:
-            with suppress(IsolationError):  # the user sees the driver's own error
-                self.check()
-                # PostgreSQL takes nothing but a rollback to a savepoint now, perhaps.
-                # Where the connection was lost, that finds out.
-                if not self._answers():
-                    self.savepoints.fail(one)
-                    if not self._answers():  # but late, as pg8000 after an interrupt
-                        self.stop()
-                elif writes and not whole:  # a part of it, perhaps
-                    self.savepoints.note_write(one)
+            if self.note_failure(one) and writes and not (whole and statement.is_whole):
+                self.savepoints.note_write(one)  # a part of it, perhaps
             raise
         if writes:
             self.savepoints.note_write(one)
         return result
+
+    def note_failure(self, one: StandIn) -> bool:
+        """Roll back what PostgreSQL takes nothing else after.
+
+        :return: whether nothing had to be rolled back.
+        """
+        with self.lock, suppress(IsolationError):  # the user sees the driver's error
+            self.check()
+            # Where the connection was lost, the rollback finds out.
+            if self._answers():
+                return True
+            self.savepoints.fail(one)
+            if not self._answers():  # but late, as pg8000 after an interrupt
+                self.stop()
+        return False
 
     def run_failed(self, call: Callable[[], T]) -> T:
         """Let a statement of a transaction that failed fail, as PostgreSQL does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -14,7 +14,7 @@ from ._errors import IsolationError
 from ._statements import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from typing_extensions import Self
 
@@ -26,9 +26,9 @@ T = TypeVar("T")
 _EXECUTING = re.compile("call|copy|execute|fetch|mogrify_|run_async|stream")
 _REFUSED = re.compile(
     r"(backup|begin|blobopen|change_user|close|cmd_(change_user|query|reset_connection)|"
-    r"commit|cursor|notifies|pipeline|query|reset(_session)?|rollback|set_autocommit|"
-    r"set_session|start_transaction|terminate|tpc_(begin|commit|prepare|rollback)|"
-    r"transaction|xa)\Z"
+    r"commit|cursor|notifies|pipeline|prepare|query|reset(_session)?|rollback|"
+    r"set_autocommit|set_session|start_transaction|terminate|"
+    r"tpc_(begin|commit|prepare|rollback)|transaction|xa)\Z"
 )
 """What a connection is not asked for, unless the stand-in has it itself."""
 _NEEDS_NO_TRANSACTION = re.compile(
@@ -37,6 +37,7 @@ _NEEDS_NO_TRANSACTION = re.compile(
 _AUTOCOMMIT = re.compile(r"(?<!GLOBAL\.)(?<!GLOBAL )\bAUTOCOMMIT ?:?= ?([^\s,;]+)")
 _KEPT = {"binary", "cursor_factory", "row_factory"}
 """What a cursor of PostgreSQL's is asked for, beyond how it reads."""
+_TAKES_TEXT = ("copy", "copy_expert", "execute", "executemany", "stream")
 _ON = ("1", "ON", "TRUE", "YES")
 _OFF = ("0", "OFF", "FALSE", "NO")
 
@@ -107,6 +108,8 @@ class StandIn:
             self.refuse(f"{name}()")
         if self.shared.dialect.get_driver_connection(driver) is value:
             return AsyncDriverConnection(self, value)
+        if name == "info" and hasattr(value, "transaction_status"):
+            return Info(self, value)
         return self.watch(name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -131,7 +134,7 @@ class StandIn:
             return value
 
         def run(*args: Any, **kw: Any) -> Any:
-            has_text = args and name in ("execute", "executemany")
+            has_text = args and name in _TAKES_TEXT
             text = _text_of(args[0], context) if has_text else name
             return self.run(text, partial(value, *args, **kw), whole=name == "execute")
 
@@ -172,6 +175,7 @@ class StandIn:
             if getattr(driver, "autocommit", -1) == -1:  # or the newer attribute counts
                 self.set_autocommit(Mode.AUTOCOMMIT if level is None else Mode.SQLITE)
         elif self.shared.dialect.driver in ("psycopg2", "asyncpg"):
+            self.rollback()  # as they do
             self.set_autocommit(level in (0, "autocommit"))
 
     def set_read_only(self, value: bool) -> None:
@@ -218,8 +222,7 @@ class StandIn:
             self.shared.savepoints.rollback(self)
         self.session = None
 
-    def close(self) -> None:
-        self.rollback()
+    close = rollback
 
     def terminate(self) -> None:
         """Roll back soon. The collector calls this, where nothing can be awaited."""
@@ -319,6 +322,14 @@ class StandIn:
             if at_once:
                 self._end(commits=True)
             return result
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.shared.note_failure(self)
+            raise
 
     def _control(self, statement: Statement) -> bool:  # noqa: C901, PLR0911, PLR0912  # a table
         """Do what a statement about the transaction or its settings asks for.
@@ -441,6 +452,21 @@ class StandIn:
                 f"{statement.kind} was tried in a transaction that is read only. "
                 "Leave that out in tests, or the write. [read-only]"
             )
+
+
+class Info:
+    """What psycopg tells of a connection, with the transaction that this one is in."""
+
+    def __init__(self, stand_in: StandIn, info: Any) -> None:
+        self._stand_in, self._info = stand_in, info
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._info, name)
+        if name != "transaction_status":
+            return value
+        if self._stand_in.failed:
+            return type(value).INERROR
+        return type(value).INTRANS if self._stand_in.begun else type(value).IDLE
 
 
 class AsyncDriverConnection:

@@ -26,7 +26,8 @@ _CONTROL = re.compile(
 _DML = re.compile(r"(?:INSERT|UPDATE|DELETE|REPLACE)\b")
 _READ = re.compile(
     r"\W*(?:SELECT|VALUES|SHOW|WITH|EXPLAIN|TABLE|DESCRIBE|DESC|PRAGMA|SET|RESET|USE|"
-    r"DECLARE|FETCH|MOVE|CLOSE|LISTEN|UNLISTEN|LOCK|UNLOCK|DEALLOCATE|HELP|KILL)\b"
+    r"DECLARE|FETCH|MOVE|CLOSE|LISTEN|NOTIFY|UNLISTEN|LOCK|UNLOCK|DEALLOCATE|HELP|KILL|"
+    r"DO(?! ''| LANGUAGE)|COPY(?=.* TO (?:''|STDOUT|PROGRAM)))\b"
 )
 _CHANGE = re.compile(
     r"\b(?:INSERT|(?<!FOR )(?<!KEY )UPDATE|DELETE|MERGE|INTO)\b|"
@@ -61,6 +62,10 @@ class Statement:
         self.kind = " ".join(self.words[:3]) or "statement"
         #: Whether it changes rows, and nothing else.
         self.is_dml = bool(_DML.match(self.text))
+        #: Whether it has changed nothing when it fails.
+        self.is_whole = (
+            self.is_dml or database != "mysql"
+        ) and " OR FAIL " not in self.text
         #: Whether it may change something. In doubt it does.
         self.writes = not self.parts or not all(
             _READ.match(part) and not _CHANGE.search(part) for part in self.parts

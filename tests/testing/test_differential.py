@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import io
 import sqlite3
 import sys
 import threading
@@ -266,6 +267,77 @@ def a_statement_after_one_that_failed(shop: Shop) -> object:
             shop.add("cid", id=2)
         finally:
             shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def a_cursor_after_a_statement_that_failed(shop: Shop) -> object:
+    if shop.engine.dialect.is_async or shop.database == "postgresql":
+        return None
+    insertion = "INSERT INTO users (id, name) VALUES (1, 'ann')"
+    with shop.app.app_context():
+        cursor = shop.raw.cursor()
+        cursor.execute(insertion)
+        with suppress(shop.engine.dialect.loaded_dbapi.IntegrityError):
+            cursor.execute(insertion)
+        seen = []
+        for _ in range(2):
+            cursor.execute("SELECT id, name FROM users")
+            seen += [cursor.fetchmany(1), cursor.fetchall()]
+            cursor.execute("SELECT id, name FROM users")
+            seen += [cursor.fetchall()]
+    return seen
+
+
+@scenario()
+def a_copy_that_fails(shop: Shop) -> object:
+    if shop.engine.driver != "psycopg" or shop.engine.dialect.is_async:
+        return None
+    error = shop.engine.dialect.loaded_dbapi.Error
+    with shop.app.app_context():
+        try:
+            with shop.raw.cursor().copy("COPY users FROM STDIN") as copy:
+                copy.write("no number\n")
+        except error:
+            shop.other.execute(insert(User).values(name="error", id=9))
+            shop.other.commit()
+        shop.session.rollback()
+        with suppress(error):
+            [*shop.raw.cursor().stream("SELECT 1 / 0")]
+        shop.session.rollback()
+    return shop.names()
+
+
+@scenario()
+def what_only_reads_beside_a_commit(shop: Shop) -> object:
+    if shop.database == "sqlite" or shop.engine.dialect.is_async:
+        return None
+    with shop.app.app_context():
+        cursor = shop.raw.cursor()
+        if shop.engine.driver == "psycopg":
+            with cursor.copy("COPY users TO STDOUT") as rows:
+                assert not [*rows]
+            assert [*shop.raw.cursor().stream("SELECT 1")] == [(1,)]
+        if shop.engine.driver == "psycopg2":
+            cursor.copy_expert("COPY users TO STDOUT", io.StringIO())
+        if shop.database == "postgresql":
+            cursor.execute("NOTIFY news")
+        else:
+            cursor.execute("DO RELEASE_LOCK('news')")
+        with shop.app.app_context():
+            shop.add("ann")
+            shop.session.commit()
+    return shop.names()
+
+
+@scenario()
+def autocommit_after_the_level_was_asked_for(shop: Shop) -> object:
+    if shop.engine.driver == "pg8000":  # loses the row for real
+        return None
+    with shop.engine.connect() as connection:
+        connection.get_isolation_level()
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(insert(User).values(name="ann"))
     return shop.names()
 
 
@@ -1195,6 +1267,17 @@ def an_async_drivers_own_connection(shop: Shop) -> object:
     return shop.names()
 
 
+@scenario(refused=("postgresql",))
+def a_statement_that_an_async_driver_prepares(shop: Shop) -> object:
+    if shop.engine.driver != "asyncpg":
+        return None
+    with shop.app.app_context():
+        prepared = await_only(shop.raw.prepare(INSERT_ANN))
+        await_only(prepared.fetch())
+        shop.session.commit()
+    return shop.names()
+
+
 @scenario()
 def a_script_by_a_cursor_of_sqlite3(shop: Shop) -> object:
     if shop.engine.driver != "pysqlite":
@@ -1694,6 +1777,41 @@ class TestMariaDB:
             shop.session.execute(text("CALL commits()"))
             with pytest.raises(IsolationError, match="CALL"):
                 shop.session.commit()
+
+    def test_undoes_what_a_procedure_has_done_before_it_failed(
+        self, engine: Engine
+    ) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("DROP PROCEDURE IF EXISTS fails"))
+            connection.execute(
+                text(
+                    "CREATE PROCEDURE fails() BEGIN "
+                    "INSERT INTO users (name) VALUES ('half'); "
+                    "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no'; END"
+                )
+            )
+        shop = Shop(engine)
+        with isolate(shop.session, shop.other):
+            with shop.app.app_context():
+                with pytest.raises(DBAPIError):
+                    shop.session.execute(text("CALL fails()"))
+                shop.other.execute(text("SELECT 1"))
+                shop.session.rollback()
+            assert shop.names() == []
+
+    def test_reads_the_rows_of_a_procedure_after_those_of_a_query(
+        self, engine: Engine
+    ) -> None:
+        with engine.begin() as connection:
+            connection.execute(text("DROP PROCEDURE IF EXISTS seven"))
+            connection.execute(text("CREATE PROCEDURE seven() SELECT 7"))
+        shop = Shop(engine)
+        with isolate(shop.session), shop.app.app_context():
+            cursor = shop.raw.cursor()
+            cursor.execute("SELECT 5")
+            assert [*cursor.fetchall()] == [(5,)]
+            cursor.callproc("seven")
+            assert [*cursor.fetchall()] == [(7,)]
 
     def test_reads_the_rows_of_a_procedure_in_parts(self, engine: Engine) -> None:
         with engine.begin() as connection:

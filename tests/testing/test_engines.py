@@ -16,6 +16,7 @@ from sqlalchemy import (
     Engine,
     NullPool,
     Pool,
+    QueuePool,
     StaticPool,
     create_engine,
     event,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import SingletonThreadPool
 
@@ -372,6 +374,43 @@ def test_engines_whose_urls_name_one_driver_differently_share_a_connection(
     assert stored(second) == 0
     first.dispose()
     second.dispose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///file:{}/one.sqlite3?mode=rwc&uri=true",
+        "sqlite:///file:{}?mode=memory&cache=shared&uri=true",
+    ],
+    ids=["file", "memory"],
+)
+def test_engines_with_equal_urls_that_say_how_to_open_a_file_share_a_connection(
+    url: str, app: Flask, tmp_path: Path
+) -> None:
+    address = url.format(tmp_path)
+    first, second = (create_engine(address, poolclass=QueuePool) for _ in range(2))
+    with first.connect():  # the database in memory lasts as long
+        Base.metadata.create_all(first)
+        session = FlaskScopedSession(sessionmaker(first), app)
+        reading = FlaskScopedSession(sessionmaker(second), app, name="reading")
+        with isolate(session, reading), app.app_context():
+            session.add(User(name="ann"))
+            session.commit()
+            assert reading.scalars(select(User.name)).all() == ["ann"]
+        assert stored(second) == 0
+    first.dispose()
+    second.dispose()
+
+
+def test_a_sync_and_an_async_engine_of_one_database_are_refused_at_once(
+    app: Flask, tmp_path: Path
+) -> None:
+    path = f"{tmp_path}/one.sqlite3"
+    engine = create_engine(f"sqlite:///{path}")
+    awaited = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    session = FlaskScopedSession(sessionmaker(engine), app)
+    with pytest.raises(IsolationError, match="a sync and an async driver"):
+        isolate(session, awaited).__enter__()
 
 
 def test_engines_of_one_database_with_different_drivers_are_refused_at_once(
