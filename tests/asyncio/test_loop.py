@@ -27,6 +27,7 @@ from flask_sqlalchemy_session.asyncio import (
     current_async_session,
     use_one_event_loop,
 )
+from tests.scope.flask_versions import before_flask_3_2
 from tests.support import Held
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ def test_the_last_reference_frees_an_application() -> None:
     assert alive() is None
 
 
+@before_flask_3_2("it refuses to pop a context that is not current")
 def test_the_process_ends_while_a_thread_closes_a_session(tmp_path: Path) -> None:
     program = CLOSED_AT_THE_END.replace("DIRECTORY", str(tmp_path))
     told = in_a_process(program)

@@ -347,6 +347,7 @@ def test_a_teardown_that_the_application_was_given_goes_on(
     assert held.count == 0
 
 
+@before_flask_3_2("it refuses to pop a context that is not current")
 def test_a_teardown_that_an_extension_wraps_between_two_objects_ends_its_own_context(
     app: Flask, memory: Engine
 ) -> None:
