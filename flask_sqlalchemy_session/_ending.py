@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from threading import get_ident
-from types import new_class
+from types import MethodType, new_class
 from typing import Any
 from weakref import ref
 
@@ -155,11 +155,8 @@ def end_with_contexts(app: Flask) -> None:
     # None where it is the class's, which may be patched later.
     given: Any = vars(app).get(_TEARDOWN)
 
-    def tear_down(app: Any, *args: Any, **kwargs: Any) -> None:
-        if given is None:
-            type(app).do_teardown_appcontext(app, *args, **kwargs)
-        else:
-            given(*args, **kwargs)
+    def teardown_of(app: Any) -> Callable[..., None]:
+        return given or MethodType(type(app).do_teardown_appcontext, app)
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         context = _popping.pop(get_ident(), None)
@@ -168,7 +165,7 @@ def end_with_contexts(app: Flask) -> None:
             context = told if isinstance(told, AppContext) else None
         if context is not None:
             try:
-                tear_down(context.app, *args, **kwargs)
+                teardown_of(context.app)(*args, **kwargs)
             except BaseException as error:
                 _end_after(error, context)
                 raise
@@ -181,10 +178,10 @@ def end_with_contexts(app: Flask) -> None:
             current is None
             or vars(current.app).get(_GIVEN) is not do_teardown_appcontext
         ):
-            tear_down(original(), *args, **kwargs)
+            teardown_of(original())(*args, **kwargs)
             return
         try:
-            tear_down(current.app, *args, **kwargs)
+            teardown_of(current.app)(*args, **kwargs)
         finally:
             release(current)
 

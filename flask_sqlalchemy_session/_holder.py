@@ -84,8 +84,8 @@ class Holder:
         self.session = session
         self.app = app
         self.reason = _LATE if is_late else _ABANDONED
-        self.thread = here.thread
-        self.threads = [here.thread]
+        self.thread = thread = here.thread
+        self.threads = [thread]
         self.registry = self.closer = registry
         live.add(ref(self, forget))
 

@@ -20,6 +20,8 @@ from ._holder import SECONDS_TO_WAIT, Holder
 from ._threads import InUseError, allow_use
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._registry import ContextRegistry
 
 # On a context, and not on its `g`, which contexts may share: those whose session is to
@@ -47,7 +49,7 @@ def check_place(context: AppContext) -> None:
             "has no room for them. Take away its '__slots__', or give it a "
             "'__dict__' slot. [g-slots]"
         )
-    if vars(context).get(_TURN) == _TURNS:
+    if getattr(context, _TURN, None) == _TURNS:
         raise ScopeError(
             f"A context of Flask application {context.app.name!r} ends, and each time "
             "its session was closed it was used again: by a listener of that event, "
@@ -61,7 +63,7 @@ def hold(context: AppContext, registry: ContextRegistry[Any], session: Any) -> H
     allow_use(session)  # a factory may return one that was closed, again
     holders: list[Holder] = vars(context).setdefault(_HOLDERS, [])
     _forget_closed(holders)
-    turn = vars(context).get(_TURN)
+    turn: int | None = getattr(context, _TURN, None)
     if turn == _TURNS - 1 and is_in_checkin():
         event.listen(registry.sync_session(session), "after_begin", leave_pool)
     holder = Holder(registry, session, context.app, is_late=turn is not None)
@@ -74,8 +76,8 @@ def held(context: AppContext, registry: ContextRegistry[Any]) -> Holder | None:
 
     Of threads that share the context, and all make one, it is the same for all.
     """
-    holders: list[Holder] = vars(context).get(_HOLDERS, [])
-    for holder in holders.copy():  # others may be forgotten meanwhile
+    holders: Sequence[Holder] = getattr(context, _HOLDERS, ())
+    for holder in [*holders]:  # others may be forgotten meanwhile
         if holder.registry is registry:
             return holder
     return None
@@ -86,8 +88,7 @@ def release(context: AppContext) -> None:
 
     It waits one time for all that other threads are inside of.
     """
-    place = vars(context)
-    holders: list[Holder] | None = place.get(_HOLDERS)
+    holders: list[Holder] | None = getattr(context, _HOLDERS, None)
     if not holders:
         return
     if in_unprepared_child():  # where a finaliser may end a context
@@ -97,7 +98,7 @@ def release(context: AppContext) -> None:
     first: list[BaseException] = []
     turn = 0
     while holders and turn <= _TURNS:
-        place[_TURN] = turn
+        setattr(context, _TURN, turn)
         for holder in holders.copy():
             registry = holder.registry  # which another thread may take away
             try:
@@ -111,7 +112,7 @@ def release(context: AppContext) -> None:
                 first = first or [error]
         _forget_closed(holders)
         turn += 1
-    place[_TURN] = 0
+    setattr(context, _TURN, 0)
     if first:
         raise first.pop()  # no cycle with its traceback
 
