@@ -8,10 +8,11 @@ says so itself: it is watched.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from threading import get_ident
-from types import MethodType, new_class
+from types import new_class
 from typing import Any
 from weakref import ref
 
@@ -147,16 +148,22 @@ def end_with_contexts(app: Flask) -> None:
     application's that run later could use a session again, and before Flask 3.2 one
     that raises keeps the rest from running.
     """
-    if _GIVEN in vars(app):
+    if _GIVEN in vars(app) and _TEARDOWN in vars(app):
         return
     # What is set on an application must not refer to it, or only the collector would
     # free it. Copies of the application have it too, and ends of their own.
     original = ref(app)
-    # None where it is the class's, which may be patched later.
-    given: Any = vars(app).get(_TEARDOWN)
+    given: Callable[..., None] | None = vars(app).get(_TEARDOWN)
+    # Bound for each call as Python does it, also where a tracer has wrapped it.
+    of_class: Any = inspect.getattr_static(type(app), _TEARDOWN)
+    bind: Any = getattr(type(of_class), "__get__", None)
 
-    def teardown_of(app: Any) -> Callable[..., None]:
-        return given or MethodType(type(app).do_teardown_appcontext, app)
+    def teardown_of(app: Flask | None) -> Callable[..., None]:
+        if given is not None:
+            return given
+        bound: Callable[..., None]
+        bound = of_class if bind is None else bind(of_class, app, type(app))
+        return bound
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:
         context = _popping.pop(get_ident(), None)

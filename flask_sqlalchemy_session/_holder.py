@@ -129,7 +129,9 @@ class Holder:
         # A listener that uses the session meanwhile is given another one, and so is a
         # thread that is not noted yet.
         registry, self.registry = self.registry, None
-        is_shared = len(self.threads) > 1 or self.thread is not here.thread
+        # The collector may come in a thread that has nothing of its own any more. Where
+        # it has the number of one that ended, nobody else was given the session.
+        is_shared = len(self.threads) > 1 or self.thread.ident != get_ident()
         try:
             # An async session is a task's, and a test's fake nobody's.
             if is_shared and isinstance(session, Session):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -24,7 +25,7 @@ from ._factory import check_keywords
 from ._holder import SECONDS_TO_WAIT, Holder
 from ._requests import watch_contexts
 from ._scope import check_place, held, hold
-from ._threads import here
+from ._threads import InUseError, here
 
 if TYPE_CHECKING:
     from ._owner import ContextScoped
@@ -146,9 +147,9 @@ class ContextRegistry(ScopedRegistry[T]):
         session = self.make_session(keywords)
         watch(context)
         holder = hold(context, self, session)
-        kept = held(context, self)
-        if kept is not None and kept is not holder:  # of a thread, or use, in between
-            holder.close()
+        if held(context, self) is not holder:  # another thread's, or use's, is kept
+            with suppress(InUseError):  # one more thread has found it meanwhile
+                holder.close()
             return self()
         context.g.__dict__[self.key] = holder
         return session
@@ -164,7 +165,10 @@ class ContextRegistry(ScopedRegistry[T]):
         if holder is None or holder.session is not obj:
             self.clear()
             watch(context)
-            context.g.__dict__[self.key] = hold(context, self, obj)
+            holder = hold(context, self, obj)
+            while (kept := held(context, self)) is not holder and kept is not None:
+                kept.close()  # what another thread has made meanwhile
+            context.g.__dict__[self.key] = holder
 
     def clear(self) -> None:
         """Close the current context's session. The next use makes a new one."""

@@ -26,8 +26,14 @@ _frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames")  #
 class _Here(local):
     """What each thread is told by: not by its number, which the next may have again."""
 
-    def __init__(self) -> None:
-        self.thread = current_thread()
+    thread: Thread
+
+    # Not `__init__`, which the collector may come before, or an interrupt into.
+    def __getattr__(self, name: str) -> Thread:
+        if name != "thread":
+            raise AttributeError(name)
+        self.thread = thread = current_thread()
+        return thread
 
 
 here = _Here()

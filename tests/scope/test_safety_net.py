@@ -11,10 +11,11 @@ import warnings
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from flask_sqlalchemy_session import FlaskScopedSession
-from tests.support import use
+from tests.support import many_connections, use
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +109,29 @@ def test_a_context_that_is_pushed_again_and_forgotten_is_released(
     with pytest.warns(ResourceWarning, match="pushed again and not popped"):
         gc.collect()
     assert held.count == 0
+
+
+@many_connections
+@pytest.mark.filterwarnings("ignore:A session:ResourceWarning")
+def test_the_collector_releases_a_session_in_a_thread_that_ends(
+    app: Flask, session: FlaskScopedSession[Session], held: Held, no_collector: None
+) -> None:
+    class Last:
+        def __del__(self) -> None:
+            gc.collect()
+
+    def leave() -> None:
+        app.app_context().push()
+        session.execute(text("SELECT 1"))
+        own.last = Last()  # Python frees it after the library's own
+
+    own = threading.local()
+    for _ in range(5):
+        run_in_thread(leave)
+    gc.collect()
+    assert held.count == 0
+    dummies = [type(thread).__name__ for thread in threading.enumerate()]
+    assert "_DummyThread" not in dummies
 
 
 def test_a_warning_names_each_session(

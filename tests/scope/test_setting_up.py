@@ -366,11 +366,10 @@ def test_a_teardown_that_an_extension_wraps_between_two_objects_ends_its_own_con
         assert session().in_transaction()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_teardown_that_the_class_is_given_is_called(
-    when: str, app: Flask, memory: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_teardown_that_a_tracer_has_wrapped_is_called(
+    app: Flask, memory: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called: list[str] = []
+    called: list[Flask] = []
     flasks = Flask.do_teardown_appcontext
 
     class Bound:
@@ -382,7 +381,7 @@ def test_a_teardown_that_the_class_is_given_is_called(
             self.__self__ = app
 
         def __call__(self, *args: Any, **kwargs: Any) -> None:
-            called.append(when)
+            called.append(self.__self__)
             flasks(self.__self__, *args, **kwargs)
 
     class Traced:
@@ -390,17 +389,57 @@ def test_a_teardown_that_the_class_is_given_is_called(
             return self if app is None else Bound(app)
 
         def __call__(self, app: Flask, *args: Any, **kwargs: Any) -> None:
-            Bound(app)(*args, **kwargs)
+            pytest.fail("it is bound to an application")
 
-    if when == "before":
-        monkeypatch.setattr(Flask, "do_teardown_appcontext", Traced())
+    monkeypatch.setattr(Flask, "do_teardown_appcontext", Traced())
     session = FlaskScopedSession(sessionmaker(memory), app)
-    if when == "after":
-        monkeypatch.setattr(Flask, "do_teardown_appcontext", Traced())
     with app.app_context():
         use(session())
-    assert called == [when]
+    assert called == [app]
     assert Held(memory).count == 0
+
+
+def test_a_teardown_that_the_class_is_given_is_bound_as_python_does_it(
+    memory: Engine,
+) -> None:
+    called = mock.Mock()
+    for patch in (called, staticmethod(called)):
+        with mock.patch.object(Flask, "do_teardown_appcontext", patch):
+            app = Flask("shop")
+            session = FlaskScopedSession(sessionmaker(memory), app)
+            with app.app_context():
+                use(session())
+        assert app not in called.call_args.args
+        assert Held(memory).count == 0
+
+
+def test_a_teardown_that_a_patch_calls_in_place_of_the_classs_is_called_once(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    ended: list[object] = []
+    app.teardown_appcontext(ended.append)
+    ours = app.do_teardown_appcontext
+
+    def spy(_: Flask, *args: Any, **kwargs: Any) -> None:
+        ours(*args, **kwargs)
+
+    with (
+        mock.patch.object(type(app), "do_teardown_appcontext", spy),
+        app.app_context(),
+    ):
+        use(session())
+    assert ended == [None]
+    assert held.count == 0
+
+
+def test_an_application_that_lost_its_teardown_can_be_set_up_again(
+    app: Flask, session: FlaskScopedSession[Session], held: Held
+) -> None:
+    vars(app).pop("do_teardown_appcontext")
+    session.init_app(app)
+    with app.app_context():
+        use(session())
+    assert held.count == 0
 
 
 def test_an_application_whose_class_takes_arguments_can_be_set_up(
