@@ -156,13 +156,13 @@ def end_with_contexts(app: Flask) -> None:
     given: Callable[..., None] | None = vars(app).get(_TEARDOWN)
     # Bound for each call as Python does it, also where a tracer has wrapped it.
     of_class: Any = inspect.getattr_static(type(app), _TEARDOWN)
-    bind: Any = getattr(type(of_class), "__get__", None)
+    bind: Any = getattr(of_class, "__get__", None)
 
     def teardown_of(app: Flask | None) -> Callable[..., None]:
         if given is not None:
             return given
         bound: Callable[..., None]
-        bound = of_class if bind is None else bind(of_class, app, type(app))
+        bound = of_class if bind is None else bind(app, type(app))
         return bound
 
     def do_teardown_appcontext(*args: Any, **kwargs: Any) -> None:

@@ -104,7 +104,7 @@ def schedule(coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
     """
     # Not in a turn of its own: where this is the last that the loop has to do, it still
     # begins it.
-    task: asyncio.Task[None] = Context().run(asyncio.Task, coroutine)
+    task: asyncio.Task[None] = Context().run(asyncio.Task, coroutine)  # ty: ignore[invalid-assignment]  # it does not infer the task's type
     scheduled.add(task)
     task.add_done_callback(scheduled.discard)
     return task

@@ -107,4 +107,4 @@ def _connect_apart(
             if made is not None:
                 return made
     spawned = greenlet_spawn(partial(dialect.connect, *arguments, **keywords))
-    return await_only(Context().run(asyncio.Task, spawned))
+    return await_only(Context().run(asyncio.Task, spawned))  # ty: ignore[invalid-explicit-return]  # it does not infer the type

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._errors import IsolationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from typing_extensions import Self
 
@@ -98,7 +98,7 @@ class StandInCursor:
     # psycopg's, which execute later than they are called.
 
     @contextmanager
-    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def copy(self, *args: Any, **kwargs: Any) -> Generator[Any]:
         copy = self.connection.watch("copy", self._cursor.copy)
         with self.connection.noting_failure(), copy(*args, **kwargs) as copying:
             yield copying

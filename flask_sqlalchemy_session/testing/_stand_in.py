@@ -14,7 +14,7 @@ from ._errors import IsolationError
 from ._statements import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from typing_extensions import Self
 
@@ -324,7 +324,7 @@ class StandIn:
             return result
 
     @contextmanager
-    def noting_failure(self) -> Iterator[None]:
+    def noting_failure(self) -> Generator[None]:
         try:
             yield
         except BaseException:
@@ -464,9 +464,10 @@ class Info:
         value = getattr(self._info, name)
         if name != "transaction_status":
             return value
+        status: Any = value.__class__
         if self._stand_in.failed:
-            return type(value).INERROR
-        return type(value).INTRANS if self._stand_in.begun else type(value).IDLE
+            return status.INERROR
+        return status.INTRANS if self._stand_in.begun else status.IDLE
 
 
 class AsyncDriverConnection:
