@@ -19,7 +19,7 @@ from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session
 
 from ._fork import forget, in_unprepared_child, leave_to_parent, live
-from ._threads import InUseError, allow_use, end_use, here
+from ._threads import InUseError, allow_use, end_use, this_thread
 
 if TYPE_CHECKING:
     from ._registry import ContextRegistry
@@ -84,15 +84,16 @@ class Holder:
         self.session = session
         self.app = app
         self.reason = _LATE if is_late else _ABANDONED
-        self.thread = thread = here.thread
+        self.thread = thread = this_thread()
         self.threads = [thread]
         self.registry = self.closer = registry
         live.add(ref(self, forget))
 
     def share(self) -> None:
         """Note that a thread is given a session that another made."""
-        if here.thread not in self.threads:
-            self.threads.append(here.thread)  # atomic, as others may do the same
+        thread = this_thread()
+        if thread not in self.threads:
+            self.threads.append(thread)  # atomic, as others may do the same
 
     def close(self, *, seconds: float | None = None) -> None:
         """Close the session, if that is still to be done.

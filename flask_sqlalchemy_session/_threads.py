@@ -26,17 +26,19 @@ _frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames")  #
 class _Here(local):
     """What each thread is told by: not by its number, which the next may have again."""
 
-    thread: Thread
-
-    # Not `__init__`, which the collector may come before, or an interrupt into.
-    def __getattr__(self, name: str) -> Thread:
-        if name != "thread":
-            raise AttributeError(name)
-        self.thread = thread = current_thread()
-        return thread
+    # Not set in `__init__`, which the collector may come before, or an interrupt into.
+    thread: Thread | None = None
 
 
 here = _Here()
+
+
+def this_thread() -> Thread:
+    """Return the thread that runs, by which `here` knows it from now on."""
+    thread = here.thread
+    if thread is None:
+        here.thread = thread = current_thread()
+    return thread
 
 
 class InUseError(IllegalStateChangeError):

@@ -300,11 +300,9 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
 ) -> None:
     together = threading.Barrier(2)
 
-    class Slow(threading.local):
-        @property
-        def thread(self) -> threading.Thread:
-            time.sleep(0.05)  # in which the other thread comes as far
-            return threading.current_thread()
+    def slow() -> threading.Thread:
+        time.sleep(0.05)  # in which the other thread comes as far
+        return threading.current_thread()
 
     def job(number: int) -> list[int]:
         together.wait(30)
@@ -316,7 +314,7 @@ def test_threads_that_are_given_a_session_at_once_are_both_waited_for(
         with app.app_context():
             session()
             rollbacks = rollbacks_after_sleep(engine)
-            monkeypatch.setattr("flask_sqlalchemy_session._holder.here", Slow())
+            monkeypatch.setattr("flask_sqlalchemy_session._holder.this_thread", slow)
             jobs = [
                 pool.submit(contextvars.copy_context().run, job, number)
                 for number in range(2)
