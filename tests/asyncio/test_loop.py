@@ -279,7 +279,7 @@ def test_the_process_ends_while_a_thread_closes_a_session(tmp_path: Path) -> Non
 
 
 CLOSED_AT_THE_END = """
-import asyncio, contextvars, threading, time
+import asyncio, contextvars, threading
 from contextlib import suppress
 from flask import Flask
 from sqlalchemy import text

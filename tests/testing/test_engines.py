@@ -359,37 +359,23 @@ class TestAListenerOfThePool:
         engine.dispose()
 
 
-def test_engines_whose_urls_name_one_driver_differently_share_a_connection(
-    app: Flask, tmp_path: Path
-) -> None:
-    first = create_engine(f"sqlite:///{tmp_path}/one.sqlite3")
-    second = create_engine(f"sqlite+pysqlite:///{tmp_path}/one.sqlite3")
-    Base.metadata.create_all(first)
-    session = FlaskScopedSession(sessionmaker(first), app)
-    reading = FlaskScopedSession(sessionmaker(second), app, name="reading")
-    with isolate(session, reading), app.app_context():
-        session.add(User(name="ann"))
-        session.commit()
-        assert reading.scalars(select(User.name)).all() == ["ann"]
-    assert stored(second) == 0
-    first.dispose()
-    second.dispose()
-
-
 @pytest.mark.parametrize(
-    "url",
+    ("url", "other"),
     [
-        "sqlite:///file:{}/one.sqlite3?mode=rwc&uri=true",
-        "sqlite:///file:{}?mode=memory&cache=shared&uri=true",
+        ("sqlite:///{}/one.sqlite3", "sqlite+pysqlite:///{}/one.sqlite3"),
+        ("sqlite:///file:{}/one.sqlite3?mode=rwc&uri=true",) * 2,
+        ("sqlite:///file:{}?mode=memory&cache=shared&uri=true",) * 2,
     ],
-    ids=["file", "memory"],
+    ids=["driver", "mode", "memory"],
 )
-def test_engines_with_equal_urls_that_say_how_to_open_a_file_share_a_connection(
-    url: str, app: Flask, tmp_path: Path
+def test_engines_whose_urls_lead_to_one_database_share_a_connection(
+    url: str, other: str, app: Flask, tmp_path: Path
 ) -> None:
-    address = url.format(tmp_path)
-    first, second = (create_engine(address, poolclass=QueuePool) for _ in range(2))
-    with first.connect():  # the database in memory lasts as long
+    first, second = (
+        create_engine(each.format(tmp_path), poolclass=QueuePool)
+        for each in (url, other)
+    )
+    with first.connect():  # a database in memory lasts as long
         Base.metadata.create_all(first)
         session = FlaskScopedSession(sessionmaker(first), app)
         reading = FlaskScopedSession(sessionmaker(second), app, name="reading")
